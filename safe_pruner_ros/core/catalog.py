@@ -1,0 +1,57 @@
+"""Method name -> pruner. The only place where methods are strings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from safe_pruner_ros.core.baselines.fastv import FastV, FastVConfig
+from safe_pruner_ros.core.baselines.random_pruner import RandomPruner, RandomPrunerConfig
+from safe_pruner_ros.core.baselines.unpruned import Unpruned, UnprunedConfig
+from safe_pruner_ros.core.pruner import Pruner
+from safe_pruner_ros.core.safe_pruner import SafePruner, SafePrunerConfig
+
+
+@dataclass(frozen=True)
+class _Entry:
+    pruner: Callable[[Any, int], Pruner]
+    config: type[Any]
+
+
+_CATALOG = {
+    'unpruned': _Entry(Unpruned, UnprunedConfig),
+    'random': _Entry(RandomPruner, RandomPrunerConfig),
+    'fastv': _Entry(FastV, FastVConfig),
+    'safe_pruner': _Entry(SafePruner, SafePrunerConfig),
+}
+
+METHODS = tuple(_CATALOG)
+
+
+def _entry(method: str) -> _Entry:
+    try:
+        return _CATALOG[method]
+    except KeyError:
+        raise ValueError(f'unknown pruning method {method!r}; choose from {METHODS}') from None
+
+
+def accepted_settings(method: str) -> tuple[str, ...]:
+    """Names of the settings that `build_pruner` takes for ``method``."""
+    return tuple(field.name for field in fields(_entry(method).config))
+
+
+def build_pruner(method: str, n_layers: int, **settings: Any) -> Pruner:
+    """A fresh pruner for a decoder of ``n_layers`` layers.
+
+    ``settings`` are the fields of the method's config class; what is left out takes its default.
+    Raises ValueError for an unknown method, an unknown setting or a value out of range.
+    """
+    entry = _entry(method)
+    accepted = accepted_settings(method)
+    unknown = sorted(set(settings) - set(accepted))
+    if unknown:
+        raise ValueError(f'method {method!r} has no setting {unknown}; it takes {list(accepted)}')
+    pruner = entry.pruner(entry.config(**settings), n_layers)
+    pruner.method = method
+    return pruner

@@ -1,0 +1,120 @@
+"""The seam between pruning methods and policies. A pruner ranks; it never touches a model.
+
+One policy step, as `policies/pruned_decoder.py` drives it:
+
+1. layers below ``pruning_layer`` run on all tokens; the saliency that the pruner asked for in
+   ``shallow_requests`` is measured there;
+2. ``plan(context)`` answers: run the rest in full (a key timestep), or keep these tokens;
+3. when the step runs in full, the saliency of ``deep_requests`` is measured too; they may name
+   any layer, also one below ``pruning_layer``, and cost nothing on pruned steps;
+4. ``observe(context, plan, attention)`` hands the measurements back.
+
+``plan`` changes no state, only ``observe`` does: a step that fails between the two never was.
+``reset()`` is called at the start of every episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+
+from safe_pruner_ros.core.selection import RetainedTokens
+from safe_pruner_ros.core.tokens import QueryGroup, TokenLayout
+
+
+class KeyframeReason(Enum):
+    """Why a policy step ran unpruned and became a keyframe (if in doubt: ran unpruned only)."""
+
+    FIRST_STEP = 'first step'
+    SUBTASK_BOUNDARY = 'subtask boundary'
+    INSTRUCTION_CHANGED = 'instruction changed'
+    LAYOUT_CHANGED = 'layout changed'
+    STALE = 'stale'
+    FIXED_INTERVAL = 'fixed interval'
+    FORCED = 'forced'
+    SALIENCY_INVALID = 'saliency invalid'
+
+
+@dataclass(frozen=True)
+class SaliencyRequest:
+    """Saliency of the visual tokens at the attention of 0-based decoder ``layer``, averaged over
+    heads and over the query rows of ``queries`` (SAFE-Pruner Eq. 1 and 2)."""
+
+    layer: int
+    queries: QueryGroup
+
+
+Saliency = Mapping[SaliencyRequest, Float[torch.Tensor, ' V']]
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a pruner sees of one policy step before it decides.
+
+    ``features`` [V, D]: projector outputs, i.e. visual tokens as they enter the decoder, float32.
+    ``shallow``: answers to ``shallow_requests``. ``step`` counts policy steps of the episode.
+    ``instruction_key`` changes when the instruction does.
+    """
+
+    features: Float[torch.Tensor, 'V D']
+    layout: TokenLayout
+    shallow: Saliency
+    instruction_key: Hashable
+    step: int
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """A pruner's answer. ``retained`` None means: run this step in full.
+
+    ``fallback`` is not empty when doubt (NaN saliency, ...) made the pruner keep every token.
+    The saliency terms are what the decision was made from, for reports and overlays.
+    """
+
+    retained: RetainedTokens | None
+    keyframe: KeyframeReason | None = None
+    attention_similarity: float = float('nan')
+    steps_since_keyframe: int = 0
+    early: Float[torch.Tensor, ' V'] | None = None
+    forecast: Float[torch.Tensor, ' V'] | None = None
+    fused: Float[torch.Tensor, ' V'] | None = None
+    fallback: str = ''
+
+
+@dataclass(frozen=True)
+class StepAttention:
+    """What was measured in a step: the shallow saliency, and on full steps the deep one too."""
+
+    saliency: Saliency = field(default_factory=dict)
+
+
+class Pruner(Protocol):
+    """A pruning method. ``retention_ratio`` = K / V in (0, 1].
+
+    ``method`` is its name in `core/catalog.py`. ``pruning_layer`` is 0-based: the input of this
+    decoder layer is already pruned. ``similarity_threshold`` is NaN where the method has none.
+    """
+
+    method: str
+    retention_ratio: float
+    similarity_threshold: float
+    pruning_layer: int
+    shallow_requests: tuple[SaliencyRequest, ...]
+    deep_requests: tuple[SaliencyRequest, ...]
+
+    def plan(self, context: StepContext) -> StepPlan:
+        """Keep which visual tokens in this step? Waits for the device at most once."""
+
+    def observe(self, context: StepContext, plan: StepPlan, attention: StepAttention) -> None:
+        """Learn from a step that ended well."""
+
+    def force_keyframe(self) -> None:
+        """Make the next step a key timestep (methods without keyframes ignore it)."""
+
+    def reset(self) -> None:
+        """Start of an episode: forget everything about earlier steps."""

@@ -1,0 +1,63 @@
+"""Multiply-accumulates of the decoder, counted, not measured.
+
+Scope: the decoder layers only. Vision tower, saliency scoring and action head are left out; they
+cost the same whatever is pruned, or are reported as latency. Per layer and n tokens
+(FastV, arXiv 2403.06764, Eq. 5): 4 n d^2 (projections) + 2 n^2 d (attention) + 3 n d m (gated
+MLP), d the width and m the MLP's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from safe_pruner_ros.core.catalog import build_pruner
+from safe_pruner_ros.policies.policy import Policy, PruningTrace
+
+MacsOfStep = Callable[[PruningTrace], float]
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """``n_tokens``: sequence length of an unpruned step, visual tokens included."""
+
+    n_layers: int
+    n_tokens: int
+    width: int
+    mlp_width: int
+
+    def layer_macs(self, n_tokens: int) -> int:
+        """MACs of one layer that sees ``n_tokens`` tokens."""
+        attention = 4 * n_tokens * self.width**2 + 2 * n_tokens**2 * self.width
+        return attention + 3 * n_tokens * self.width * self.mlp_width
+
+    def step_macs(self, pruning_layer: int, n_pruned: int) -> int:
+        """MACs of a step whose layers from ``pruning_layer`` on miss ``n_pruned`` tokens."""
+        shallow = pruning_layer * self.layer_macs(self.n_tokens)
+        deep = self.n_layers - pruning_layer
+        return shallow + deep * self.layer_macs(self.n_tokens - n_pruned)
+
+
+def decoder_shape(policy: Policy) -> DecoderShape | None:
+    """The decoder of a policy whose ``model`` is shaped like the embedded one, else None."""
+    model: Any = getattr(policy, 'model', None)
+    try:
+        return DecoderShape(
+            len(model.layers), model.layout.length, model.config.width, model.config.mlp_width
+        )
+    except AttributeError:
+        return None
+
+
+def macs_counter(policy: Policy, method: str, settings: dict[str, Any]) -> MacsOfStep | None:
+    """PruningTrace of a step -> its decoder MACs; None where the decoder's shape is unknown."""
+    shape = decoder_shape(policy)
+    if shape is None:
+        return None
+    pruning_layer = build_pruner(method, shape.n_layers, **settings).pruning_layer
+
+    def macs(trace: PruningTrace) -> float:
+        return float(shape.step_macs(pruning_layer, trace.n_visual - trace.n_retained))
+
+    return macs

@@ -1,0 +1,326 @@
+"""Runs a stack of decoder layers under a Pruner. Knows layers, not robots or checkpoints.
+
+Layers below ``pruning_layer`` see every token; there the pruner's saliency is measured. Then the
+pruner plans, the pruned visual tokens physically leave, and the remaining layers run on what is
+left, each token with its ORIGINAL position id. Exact: physically leaving equals being masked as a
+key from ``pruning_layer`` on.
+
+Works with layers shaped like transformers' LlamaDecoderLayer (Llama, Gemma): `input_layernorm`,
+`self_attn` with `q_proj` and `k_proj`, rotary positions. No hook is placed, no attribute is set,
+and no attention map is asked for: ``output_attentions`` would force slow attention everywhere.
+Saliency recomputes the few query rows it needs (`measure_saliency`).
+
+Trap: an attention mask of None means "all tokens" to transformers' eager attention and "causal"
+to its SDPA attention. So ``is_causal`` is always said, and eager gets its mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import nn
+
+from safe_pruner_ros.core.pruner import (
+    Pruner,
+    SaliencyRequest,
+    StepAttention,
+    StepContext,
+    StepPlan,
+)
+from safe_pruner_ros.core.saliency import attention_saliency
+from safe_pruner_ros.core.tokens import QueryGroup, Span, TokenLayout
+from safe_pruner_ros.policies.policy import PolicyOutputError
+
+Rotary = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+STAGES = ('shallow', 'scoring', 'deep')
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """One decoder pass over S' of S tokens.
+
+    ``hidden`` [1, S', D] after the final norm, finite. ``kept_positions`` [S']: the original
+    sequence position of every row, ascending. ``latency_ms``: wall time of the stages shallow,
+    scoring (saliency + matching + selection) and deep.
+    """
+
+    hidden: Float[torch.Tensor, '1 S_kept D']
+    kept_positions: Int64[torch.Tensor, ' S_kept']
+    plan: StepPlan
+    attention: StepAttention
+    latency_ms: Mapping[str, float]
+    context: StepContext
+
+    def rows(self, span: Span) -> Float[torch.Tensor, 'n D']:
+        """Hidden states of the non-visual sequence positions ``span``, pruned step or not."""
+        layout = self.context.layout
+        n_retained = layout.n_visual if self.plan.retained is None else len(self.plan.retained)
+        return self.hidden[0, layout.rows_after_pruning(span, n_retained)]
+
+
+@torch.no_grad()
+def run_pruned(
+    layers: Sequence[nn.Module],
+    rotary: Rotary,
+    norm: nn.Module,
+    embeddings: Float[torch.Tensor, '1 S D'],
+    position_ids: Int64[torch.Tensor, '1 S'],
+    layout: TokenLayout,
+    pruner: Pruner,
+    *,
+    instruction_key: Hashable,
+    step: int,
+    features: Float[torch.Tensor, 'V D'] | None = None,
+    causal: bool = False,
+    past_key_values: Any = None,
+    observe: bool = True,
+) -> DecoderOutput:
+    """One policy step of the decoder, batch 1, in eval mode.
+
+    Parameters
+    ----------
+    layers, rotary, norm : the decoder stack; ``rotary(x, position_ids)`` gives (cos, sin).
+    features : what tokens are matched by; default the visual rows of ``embeddings``. float32.
+    instruction_key, step : see `StepContext`.
+    causal : each token sees only itself and earlier ones; otherwise all see all.
+    past_key_values : an empty transformers cache to fill, for policies that decode on: layers
+        below ``pruning_layer`` store S keys, the others S'.
+    observe : False leaves ``pruner.observe(out.context, out.plan, out.attention)`` to a caller
+        who first wants to see the action head succeed. A step that was not observed never was.
+
+    Raises
+    ------
+    ValueError : layers, layout and embeddings do not fit together.
+    PolicyOutputError : the hidden states are not finite; the pruner has not observed the step.
+    """
+    is_eager = _check(layers, embeddings, position_ids, layout, pruner)
+    clock = _StageClock(embeddings.device)
+    cos_sin = rotary(embeddings, position_ids)
+    stack = _Stack(layers, cos_sin, position_ids, causal, is_eager, past_key_values)
+    if features is None:
+        features = embeddings[0, layout.visual.start : layout.visual.stop]
+
+    measured: dict[SaliencyRequest, torch.Tensor] = {}
+    shallow_inputs: list[torch.Tensor] = []  # references only, for deep_requests below the cut
+
+    def measure(requests: Sequence[SaliencyRequest], layer: int, hidden: torch.Tensor) -> None:
+        for request in requests:
+            if request.layer == layer and request not in measured:
+                measured[request] = measure_saliency(
+                    layers[layer], hidden, *stack.rotary, layout, request.queries, causal=causal
+                )
+
+    hidden = embeddings
+    for index in range(pruner.pruning_layer):
+        shallow_inputs.append(hidden)
+        with clock.stage('scoring'):
+            measure(pruner.shallow_requests, index, hidden)
+        with clock.stage('shallow'):
+            hidden = stack.run_layer(index, hidden)
+
+    with clock.stage('scoring'):
+        context = StepContext(
+            features.detach().float(), layout, dict(measured), instruction_key, step
+        )
+        plan = pruner.plan(context)
+        if plan.retained is None:
+            kept_positions = torch.arange(layout.length, device=hidden.device)
+            for index, shallow_input in enumerate(shallow_inputs):
+                measure(pruner.deep_requests, index, shallow_input)
+        else:
+            kept_positions = layout.kept_positions(plan.retained.visual_index)
+            hidden = hidden.index_select(1, kept_positions)
+            stack.keep(kept_positions)
+
+    for index in range(pruner.pruning_layer, len(layers)):
+        if plan.retained is None:
+            with clock.stage('scoring'):
+                measure(pruner.deep_requests, index, hidden)
+        with clock.stage('deep'):
+            hidden = stack.run_layer(index, hidden)
+    with clock.stage('deep'):
+        hidden = norm(hidden)
+        is_finite = bool(torch.isfinite(hidden).all())  # waits until the device is done
+    if not is_finite:
+        raise PolicyOutputError(
+            f'the decoder returned NaN or infinite hidden states in policy step {step}; '
+            'check the checkpoint, its dtype and the images'
+        )
+    attention = StepAttention(measured)
+    if observe:
+        with clock.stage('scoring'):
+            pruner.observe(context, plan, attention)
+    return DecoderOutput(hidden, kept_positions, plan, attention, clock.read_ms(), context)
+
+
+def measure_saliency(
+    layer: Any,
+    hidden: Float[torch.Tensor, '1 S D'],
+    cos: Float[torch.Tensor, '1 S d'],
+    sin: Float[torch.Tensor, '1 S d'],
+    layout: TokenLayout,
+    queries: QueryGroup,
+    *,
+    causal: bool,
+) -> Float[torch.Tensor, ' V']:
+    """Saliency at the attention of one unpruned ``layer`` whose input is ``hidden`` (Eq. 1, 2).
+
+    Equals the layer's own attention map, averaged, at the cost of the query rows alone: q for
+    those, k for all. The layer's attention kernel stays as it is.
+    """
+    attention = layer.self_attn
+    normed = layer.input_layernorm(hidden)[0]
+    rows = layout.query_positions(queries)
+    query = attention.q_proj(normed[rows]).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+    key = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+    visible = None
+    if causal:
+        position = torch.arange(layout.length, device=hidden.device)
+        visible = position[None, :] <= position[rows, None]
+    return attention_saliency(
+        _rotate(query, cos[0, rows], sin[0, rows]),
+        _rotate(key, cos[0], sin[0]),
+        slice(layout.visual.start, layout.visual.stop),
+        attention.scaling,
+        visible,
+    )
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding in transformers' half-split convention. [H, n, d]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class _Stack:
+    """Calls layers with the positions and the mask of the tokens that are left."""
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        position_ids: torch.Tensor,
+        causal: bool,
+        is_eager: bool,
+        past_key_values: Any,
+    ) -> None:
+        self.rotary = rotary
+        self._layers, self._position_ids = layers, position_ids
+        self._causal, self._is_eager = causal, is_eager
+        self._past_key_values = past_key_values
+        self._mask = self._build_mask()
+
+    def keep(self, positions: torch.Tensor) -> None:
+        """Only these rows go on; the mask is built anew, the full one would not fit."""
+        cos, sin = self.rotary
+        self.rotary = (cos.index_select(1, positions), sin.index_select(1, positions))
+        self._position_ids = self._position_ids.index_select(1, positions)
+        self._mask = self._build_mask()
+
+    def run_layer(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self._layers[index](
+            hidden,
+            attention_mask=self._mask,
+            position_ids=self._position_ids,
+            past_key_values=self._past_key_values,
+            use_cache=self._past_key_values is not None,
+            position_embeddings=self.rotary,
+            is_causal=self._causal,
+        )
+        return output
+
+    def _build_mask(self) -> torch.Tensor | None:
+        if not (self._causal and self._is_eager):
+            return None
+        cos, _ = self.rotary
+        length = cos.shape[1]
+        lowest = torch.finfo(cos.dtype).min
+        mask = torch.full((length, length), lowest, dtype=cos.dtype, device=cos.device)
+        return mask.triu(1)[None, None]
+
+
+class _StageClock:
+    """Adds up wall time by stage; stages follow each other without a gap.
+
+    A GPU runs behind the host, so there stages end with an event in its own stream, and `read_ms`
+    waits for the last one. Nothing before that waits.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == 'cuda'
+        self._ends: list[tuple[str, Any]] = [('', self._now())]
+
+    def _now(self) -> Any:
+        if not self._is_cuda:
+            return perf_counter_ns()
+        make_event: Any = torch.cuda.Event  # untyped in torch
+        event = make_event(enable_timing=True)
+        event.record()
+        return event
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        yield
+        if self._ends[-1][0] == name:  # one stage over many layers ends once
+            self._ends.pop()
+        self._ends.append((name, self._now()))
+
+    def read_ms(self) -> dict[str, float]:
+        total = dict.fromkeys(STAGES, 0.0)
+        if self._is_cuda:
+            self._ends[-1][1].synchronize()
+        for (_, start), (stage, end) in zip(self._ends, self._ends[1:], strict=False):
+            total[stage] += start.elapsed_time(end) if self._is_cuda else (end - start) / 1e6
+        return total
+
+
+def _check(
+    layers: Sequence[nn.Module],
+    embeddings: torch.Tensor,
+    position_ids: torch.Tensor,
+    layout: TokenLayout,
+    pruner: Pruner,
+) -> bool:
+    """Raise ValueError for what would go wrong silently. True when attention is 'eager'."""
+    if embeddings.ndim != 3 or embeddings.shape[:2] != (1, layout.length):
+        raise ValueError(
+            f'embeddings must be [1, {layout.length}, D] as the layout says, '
+            f'got {list(embeddings.shape)}'
+        )
+    if position_ids.shape != embeddings.shape[:2]:
+        raise ValueError(
+            f'position_ids must be [1, {layout.length}], got {list(position_ids.shape)}'
+        )
+    if not pruner.pruning_layer < len(layers):
+        raise ValueError(
+            f'pruning_layer {pruner.pruning_layer} lies outside a stack of {len(layers)} layers; '
+            'build the pruner with n_layers=len(layers)'
+        )
+    late = [r for r in pruner.shallow_requests if r.layer >= pruner.pruning_layer]
+    if late:
+        raise ValueError(
+            f'shallow_requests {late} are not below pruning_layer {pruner.pruning_layer}; '
+            'make them deep_requests'
+        )
+    if any(layer.training for layer in layers):
+        raise ValueError('the decoder is in training mode; call model.eval() first')
+    attention: Any = layers[0].self_attn
+    if hasattr(attention, 'q_norm'):
+        raise ValueError(
+            f'{type(attention).__name__} normalises its queries, which measure_saliency does '
+            'not; add that there before pruning this model'
+        )
+    implementation = attention.config._attn_implementation
+    if implementation not in ('sdpa', 'eager'):
+        raise ValueError(
+            f'attn_implementation {implementation!r} is untested here and may ignore is_causal; '
+            "load the model with 'sdpa' or 'eager'"
+        )
+    return bool(implementation == 'eager')

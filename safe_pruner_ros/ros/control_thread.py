@@ -1,0 +1,77 @@
+"""The control timer: one thread that ticks the loop at a steady rate and sends what it answers.
+
+Its own thread, so that no callback of the executor can delay a command. It sleeps on the
+monotonic clock: a watchdog that stops with /clock would be none.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from safe_pruner_ros.runtime.command_guard import GuardVerdict
+from safe_pruner_ros.types import JointCommand
+
+# How long a start may wait for the node clock to catch up with what activation has seen.
+CLOCK_WAIT_S = 1.0
+
+
+class ControlThread:
+    """Calls ``tick(now_ns)`` every ``period_ns`` and ``send`` with its command.
+
+    Both run in this thread; what they raise goes to ``on_error`` and nothing is sent in that tick.
+    """
+
+    def __init__(
+        self,
+        period_ns: int,
+        clock: Callable[[], int],
+        tick: Callable[[int], GuardVerdict],
+        send: Callable[[JointCommand], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self._period_ns = period_ns
+        self._clock, self._tick, self._send, self._on_error = clock, tick, send, on_error
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.late_ticks = 0
+
+    def start(self, not_before_ns: int = 0) -> None:
+        """Begin ticking; the first tick waits until the clock has reached ``not_before_ns``."""
+        if self._thread is not None:
+            raise RuntimeError('the control thread runs already')
+        self._stopping.clear()
+        self._thread = threading.Thread(
+            target=self._run, args=(not_before_ns,), name='control', daemon=True
+        )
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """After it returned nothing is sent any more."""
+        self._stopping.set()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join(timeout_s)
+
+    def _run(self, not_before_ns: int) -> None:
+        give_up_s = time.monotonic() + CLOCK_WAIT_S
+        while self._clock() < not_before_ns and time.monotonic() < give_up_s:
+            if self._stopping.wait(0.002):
+                return
+        due_ns = time.monotonic_ns()
+        while not self._stopping.is_set():
+            try:
+                verdict = self._tick(self._clock())
+                if verdict.command is not None and not self._stopping.is_set():
+                    self._send(verdict.command)
+            except Exception as error:
+                self._on_error(error)
+            due_ns += self._period_ns
+            behind_ns = time.monotonic_ns() - due_ns
+            if behind_ns < 0:
+                time.sleep(-behind_ns * 1e-9)
+            elif behind_ns > self._period_ns:
+                # Stopped or starved: skip what is over, never send a burst.
+                self.late_ticks += behind_ns // self._period_ns
+                due_ns = time.monotonic_ns()

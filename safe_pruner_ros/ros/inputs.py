@@ -1,0 +1,205 @@
+"""Subscriptions of the node: one per view, per state source, and the instruction.
+
+Callbacks convert and hand over, nothing else. Queues hold one message: the newest wins. During
+activation the executor is inside the service call, so `poll` takes the messages by hand.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
+
+from safe_pruner_ros.ros.conversions import (
+    InputError,
+    compressed_to_camera_image,
+    image_to_camera_image,
+    stamp_to_ns,
+)
+from safe_pruner_ros.ros.guarded import CallbackGuard
+from safe_pruner_ros.ros.receive_meter import ReceiveMeter
+from safe_pruner_ros.runtime.codes import Code, Reason
+from safe_pruner_ros.runtime.config import (
+    CameraConfig,
+    ConfigError,
+    RobotConfig,
+    StateSourceConfig,
+)
+from safe_pruner_ros.runtime.control_loop import ControlLoop
+
+_RELIABILITY = {
+    'reliable': ReliabilityPolicy.RELIABLE,
+    'best_effort': ReliabilityPolicy.BEST_EFFORT,
+}
+
+
+class NowNs(Protocol):
+    def __call__(self) -> int: ...
+
+
+def _newest_only(
+    reliability: str, durability: DurabilityPolicy = DurabilityPolicy.VOLATILE
+) -> QoSProfile:
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=1,
+        reliability=_RELIABILITY[reliability],
+        durability=durability,
+    )
+
+
+class Inputs:
+    """Feeds a ControlLoop from topics. ``meters`` by view; ``qos_problems`` by topic."""
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        robot: RobotConfig,
+        loop: ControlLoop,
+        guard: CallbackGuard,
+        use_sim_time: bool,
+    ) -> None:
+        self._node, self._loop, self._guard = node, loop, guard
+        self._polled_clock_ns = 0
+        self._subscriptions: list[Subscription] = []
+        self._clock: Subscription | None = None
+        self.meters = {camera.name: ReceiveMeter() for camera in robot.cameras}
+        self.qos_problems: dict[str, str] = {}
+        for camera in robot.cameras:
+            self._subscribe_camera(camera)
+        for source in robot.state_sources:
+            self._subscribe_joints(source)
+        # A latched instruction is only handed to a transient-local subscriber, a plain
+        # `ros2 topic pub` only reaches a volatile one: listen as both. Repeats change nothing.
+        for durability in (DurabilityPolicy.VOLATILE, DurabilityPolicy.TRANSIENT_LOCAL):
+            self._subscribe(
+                String,
+                robot.instruction_topic,
+                self._instruction,
+                _newest_only('reliable', durability),
+            )
+        if use_sim_time:
+            self._clock = self._subscribe(
+                Clock, '/clock', lambda msg: None, _newest_only('best_effort')
+            )
+
+    def destroy(self) -> None:
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+
+    # ---- time
+
+    def now_ns(self) -> int:
+        """The node clock; while polling, the newest /clock that the node has not seen yet."""
+        return max(int(self._node.get_clock().now().nanoseconds), self._polled_clock_ns)
+
+    def poll(self) -> None:
+        """Take what has arrived without an executor (only inside one of its callbacks)."""
+        if self._clock is not None:
+            taken = self._clock.handle.take_message(self._clock.msg_type, self._clock.raw)
+            if taken is not None:
+                self._polled_clock_ns = stamp_to_ns(taken[0].clock, '/clock')
+        for subscription in self._subscriptions:
+            if subscription is self._clock:
+                continue
+            taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+            if taken is not None:
+                subscription.callback(taken[0])
+
+    def end_polling(self) -> int:
+        """Back to the node clock alone; returns the newest time that polling saw."""
+        newest_ns, self._polled_clock_ns = self._polled_clock_ns, 0
+        return newest_ns
+
+    # ---- subscriptions
+
+    def _subscribe(
+        self,
+        message_type: type,
+        topic: str,
+        callback: Callable[[Any], None],
+        qos: QoSProfile,
+        on_lost: Callable[[Any], None] | None = None,
+    ) -> Subscription:
+        events = SubscriptionEventCallbacks(
+            incompatible_qos=self._guard.wrap(
+                f'qos {topic}', partial(self._incompatible_qos, topic, qos)
+            ),
+            message_lost=None if on_lost is None else self._guard.wrap(f'lost {topic}', on_lost),
+        )
+        subscription = self._node.create_subscription(
+            message_type, topic, self._guard.wrap(topic, callback), qos, event_callbacks=events
+        )
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def _subscribe_camera(self, camera: CameraConfig) -> None:
+        compressed = camera.transport == 'compressed'
+        self._subscribe(
+            CompressedImage if compressed else Image,
+            camera.topic,
+            partial(self._image, camera),
+            _newest_only(camera.reliability),
+            on_lost=lambda event: self.meters[camera.name].lost(event.total_count_change),
+        )
+
+    def _subscribe_joints(self, source: StateSourceConfig) -> None:
+        message_type: type = JointState
+        if source.adapter == 'astribot_state':
+            try:
+                message_type = importlib.import_module('astribot_msgs.msg').RobotJointState
+            except ImportError as error:
+                raise ConfigError(
+                    f'state source {source.name!r} uses the adapter {source.adapter}, which needs '
+                    f'astribot_msgs ({error}); build that package, source it, and start again'
+                ) from error
+        self._subscribe(
+            message_type,
+            source.topic,
+            partial(self._joints, source.name),
+            _newest_only(source.reliability),
+        )
+
+    def _incompatible_qos(self, topic: str, qos: QoSProfile, event: Any) -> None:
+        self.qos_problems[topic] = (
+            f'a publisher of {topic} does not offer what is asked for '
+            f'({qos.reliability.name.lower()}); set reliability: best_effort for it in the robot '
+            'file'
+        )
+
+    # ---- callbacks
+
+    def _image(self, camera: CameraConfig, msg: Any) -> None:
+        receive_ns = self.now_ns()
+        convert = (
+            compressed_to_camera_image if camera.transport == 'compressed' else image_to_camera_image
+        )
+        try:
+            image = convert(msg, camera.name, camera.encodings)
+        except InputError as error:
+            self._loop.buffer.refuse(camera.name, Reason(Code.IMAGE_INVALID, str(error)))
+            return
+        self.meters[camera.name].image(image.stamp_ns or receive_ns, len(msg.data))
+        self._loop.store_image(image, receive_ns)
+
+    def _joints(self, source: str, msg: Any) -> None:
+        receive_ns = self.now_ns()
+        try:
+            stamp_ns = stamp_to_ns(msg.header.stamp, f'joint states from {source!r}')
+        except InputError as error:
+            self._loop.buffer.refuse(source, Reason(Code.STAMP_OTHER_CLOCK, str(error)))
+            return
+        self._loop.store_joints(source, msg.name, msg.position, stamp_ns, receive_ns)
+
+    def _instruction(self, msg: String) -> None:
+        self._loop.set_instruction(msg.data)

@@ -1,0 +1,188 @@
+"""The config schema as ROS parameters: declared with range and meaning, read back, guarded.
+
+Dotted names are the schema's (``pruner.retention_ratio``, ``robot.joints.<name>.upper``). They are
+declared when the node is configured, because the YAML files decide which ones exist. While the
+node is active only ``LIVE_PARAMETERS`` may change: limits must not move under moving arms.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from safe_pruner_ros.ros.resources import config_file
+from safe_pruner_ros.runtime.config import Config, ConfigError
+from safe_pruner_ros.runtime.config_parameters import ParameterSpec, override, parameter_specs
+from safe_pruner_ros.runtime.config_yaml import load_config
+
+LIVE_PRUNER_PARAMETERS = ('pruner.retention_ratio', 'pruner.similarity_threshold')
+LIVE_PARAMETERS = ('instruction', *LIVE_PRUNER_PARAMETERS)
+
+# Before a configuration is read: name, default, meaning.
+_NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
+    ('robot_file', 'sim', 'robot: a name in config/robots, or the path of a YAML file'),
+    ('policy_file', 'embedded', 'policy: a name in config/policies, or the path of a YAML file'),
+    ('instruction', '', 'what the robot shall do; may change while active; empty: wait for topic'),
+    ('autostart', False, 'configure and activate without a lifecycle manager'),
+    ('activation_timeout_s', 10.0, 'activate waits this long for fresh data of every source [s]'),
+    ('diagnostics_rate_hz', 2.0, 'rate of /diagnostics [Hz]'),
+)
+# rclpy's own, which may stand in a parameter file as well.
+_FOREIGN = ('use_sim_time', 'qos_overrides.', 'start_type_description_service')
+
+
+class NodeParameters:
+    """Owns every parameter of the node.
+
+    ``is_active`` answers whether the arms may be moving; ``on_live_change`` applies a change of
+    the live parameters (new config, new instruction or None) and raises ValueError to refuse it.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        is_active: Callable[[], bool],
+        on_live_change: Callable[[Config, str | None], None],
+    ) -> None:
+        self._node = node
+        self._is_active, self._on_live_change = is_active, on_live_change
+        self._declared: dict[str, ParameterSpec] = {}
+        self._base: Config | None = None
+        self._loading = False
+        for name, default, doc in _NODE_PARAMETERS:
+            node.declare_parameter(name, default, ParameterDescriptor(description=doc))
+        node.add_on_set_parameters_callback(self._on_set)
+
+    def value(self, name: str) -> Any:
+        value = self._node.get_parameter(name).value
+        # An empty list has no type in ROS; rclpy hands it back as bytes.
+        return list(value) if isinstance(value, (bytes, tuple)) or _is_array(value) else value
+
+    def load(self) -> Config:
+        """Read the YAML files, declare every value, apply what was set. Raises ConfigError.
+
+        What a user set before stays set, as long as the new files still know it.
+        """
+        robot = config_file('robots', self.value('robot_file'))
+        policy = config_file('policies', self.value('policy_file'))
+        base = load_config(robot, policy)
+        specs = {spec.name: spec for spec in parameter_specs(base)}
+        kept = {
+            name: self.value(name)
+            for name, spec in self._declared.items()
+            if name in specs and self.value(name) != _ros_value(spec)
+        }
+        self._loading = True
+        try:
+            self._undeclare()
+            self._refuse_unknown_overrides(specs)
+            for spec in specs.values():
+                self._declare(spec)
+            if kept:
+                self._node.set_parameters([Parameter(name, value=v) for name, v in kept.items()])
+        finally:
+            self._loading = False
+        self._base = base
+        return self._config()
+
+    def _config(self, changes: dict[str, Any] | None = None) -> Config:
+        assert self._base is not None
+        values = {name: self.value(name) for name in self._declared} | (changes or {})
+        changed = {n: v for n, v in values.items() if v != _ros_value(self._declared[n])}
+        return override(self._base, changed)
+
+    def _declare(self, spec: ParameterSpec) -> None:
+        try:
+            self._node.declare_parameter(spec.name, _ros_value(spec), _descriptor(spec))
+        except Exception as error:
+            raise ConfigError(f'parameter {spec.name}: {error}') from error
+        self._declared[spec.name] = spec
+
+    def _undeclare(self) -> None:
+        for name in self._declared:
+            self._node.undeclare_parameter(name)
+        self._declared.clear()
+
+    def _refuse_unknown_overrides(self, specs: Iterable[str]) -> None:
+        """rclpy ignores a misspelt name in a parameter file; a limit would silently stay put."""
+        known = [*specs, *(name for name, _, _ in _NODE_PARAMETERS)]
+        given = getattr(self._node, '_parameter_overrides', {})
+        for name in given:
+            if name not in known and not name.startswith(_FOREIGN):
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f'; did you mean {near[0]!r}?' if near else ''
+                raise ConfigError(f'no parameter {name!r} exists{hint}')
+
+    def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
+        """Check changes; apply the live ones. A callback that raised would end the node."""
+        if self._loading:
+            return SetParametersResult(successful=True)
+        try:
+            self._check(parameters)
+        except Exception as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _check(self, parameters: list[Parameter]) -> None:
+        changes = {parameter.name: parameter.value for parameter in parameters}
+        if self._is_active():
+            locked = sorted(
+                name
+                for name in changes
+                if name not in LIVE_PARAMETERS and not name.startswith(_FOREIGN)
+            )
+            if locked:
+                raise ValueError(
+                    f'{locked} cannot change while the node is active; deactivate and clean up, '
+                    f'set them, then configure again. Live: {list(LIVE_PARAMETERS)}'
+                )
+        if self._base is None:
+            return
+        schema = {name: value for name, value in changes.items() if name in self._declared}
+        config = self._config(schema)
+        if any(name in LIVE_PARAMETERS for name in changes):
+            self._on_live_change(config, changes.get('instruction'))
+
+
+def _is_array(value: object) -> bool:
+    return type(value).__name__ == 'array'
+
+
+def _ros_value(spec: ParameterSpec) -> Any:
+    return float(spec.default) if spec.type == 'float' else spec.default  # type: ignore[arg-type]
+
+
+def _descriptor(spec: ParameterSpec) -> ParameterDescriptor:
+    descriptor = ParameterDescriptor(description=spec.doc)
+    if spec.choices:
+        descriptor.additional_constraints = f'one of {", ".join(spec.choices)}'
+    if spec.above is not None:
+        descriptor.additional_constraints = f'greater than {spec.above:g}'
+    low = spec.minimum if spec.minimum is not None else spec.above
+    if spec.type == 'float' and (low is not None or spec.maximum is not None):
+        descriptor.floating_point_range = [
+            FloatingPointRange(
+                from_value=float(-1e300 if low is None else low),
+                to_value=float(1e300 if spec.maximum is None else spec.maximum),
+            )
+        ]
+    elif spec.type == 'int' and (low is not None or spec.maximum is not None):
+        descriptor.integer_range = [
+            IntegerRange(
+                from_value=int(-(2**63) if low is None else low),
+                to_value=int(2**63 - 1 if spec.maximum is None else spec.maximum),
+            )
+        ]
+    # An empty list has no type in ROS, so lists may change it; the schema checks the value.
+    descriptor.dynamic_typing = spec.type in ('int_list', 'str_list')
+    return descriptor

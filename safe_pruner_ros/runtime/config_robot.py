@@ -1,0 +1,209 @@
+"""Settings of a robot: joints, cameras, state topics, command topics. Values: config/robots/*.yaml.
+
+Everything is keyed by joint name; the order of ``joints`` is the order of the policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+from typing import Literal
+
+from safe_pruner_ros.runtime.config_schema import (
+    ConfigError,
+    check_bounds,
+    check_unique,
+    setting,
+)
+from safe_pruner_ros.types import Joint, JointKind, JointLayout
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """One joint in model order. Units: rad for arms, closed fraction (0 open, 1 closed) for
+    grippers."""
+
+    name: str = setting(MISSING, 'name of the joint, in our messages and in the policy')
+    kind: JointKind = setting(MISSING, 'arm or gripper')
+    lower: float = setting(MISSING, 'lower position limit', 'rad or closed fraction')
+    upper: float = setting(MISSING, 'upper position limit', 'rad or closed fraction')
+    max_velocity: float = setting(MISSING, 'speed limit', 'rad/s or 1/s', above=0.0)
+    max_step: float = setting(
+        MISSING, 'largest change between two commands', 'rad or closed fraction', above=0.0
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if not self.name:
+            raise ConfigError('a joint needs a name, got an empty one')
+        try:
+            self.to_joint()
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if self.kind == 'gripper' and not (0.0 <= self.lower and self.upper <= 1.0):
+            raise ConfigError(
+                f'gripper {self.name!r} must have limits inside 0..1 (closed fraction), got '
+                f'{self.lower}..{self.upper}; put the unit of the robot into scale and offset '
+                f'of its state source and sink'
+            )
+
+    def to_joint(self) -> Joint:
+        return Joint(self.name, self.kind, self.lower, self.upper, self.max_velocity)
+
+
+@dataclass(frozen=True)
+class JointMapping:
+    """How a robot message names and measures one joint.
+
+    robot value = ``scale`` * model value + ``offset``; ``invert`` (grippers) first turns the closed
+    fraction into an open fraction.
+    """
+
+    joint: str = setting(MISSING, 'name of the joint in this configuration')
+    name: str = setting('', 'its name in the message; empty: the same')
+    scale: float = setting(1.0, 'robot unit per rad, or per closed fraction')
+    offset: float = setting(0.0, 'robot value at model value 0', 'robot unit')
+    invert: bool = setting(False, 'grippers only: the robot counts openness, not closedness')
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.scale == 0.0:
+            raise ConfigError(f'scale of joint {self.joint!r} must not be 0')
+
+    @property
+    def robot_name(self) -> str:
+        return self.name or self.joint
+
+    def to_robot(self, value: float) -> float:
+        """Model value (rad, closed fraction) -> robot unit."""
+        return self.scale * (1.0 - value if self.invert else value) + self.offset
+
+    def to_model(self, value: float) -> float:
+        """Robot unit -> model value (rad, closed fraction)."""
+        fraction = (value - self.offset) / self.scale
+        return 1.0 - fraction if self.invert else fraction
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """One view."""
+
+    name: str = setting(MISSING, 'view, as the policy names it: head, left_wrist, right_wrist')
+    topic: str = setting(MISSING, 'image topic')
+    transport: Literal['raw', 'compressed'] = setting('raw', 'Image or CompressedImage')
+    encodings: tuple[str, ...] = setting(
+        ('rgb8', 'bgr8'), 'accepted encodings (raw) or formats (compressed: jpeg, png)'
+    )
+    width: int = setting(0, 'expected width; 0: any', 'px', 0, 8192)
+    height: int = setting(0, 'expected height; 0: any', 'px', 0, 8192)
+    reliability: Literal['reliable', 'best_effort'] = setting(
+        'reliable', 'QoS of the subscription; reliable if the driver offers it'
+    )
+    required: bool = setting(True, 'hold the arms when this view is missing or stale')
+    moving_joints: tuple[str, ...] = setting(
+        (), 'joints whose motion must change this picture (frozen check); empty: every arm joint'
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if not self.name or not self.topic:
+            raise ConfigError(f'a camera needs name and topic, got {self.name!r}, {self.topic!r}')
+        if not self.encodings:
+            raise ConfigError(f'camera {self.name!r}: list at least one accepted encoding')
+        if (self.width == 0) != (self.height == 0):
+            raise ConfigError(
+                f'camera {self.name!r}: give both width and height or neither, '
+                f'got {self.width} x {self.height}'
+            )
+
+
+@dataclass(frozen=True)
+class StateSourceConfig:
+    """One topic with measured joints. Extra names in its messages are ignored."""
+
+    name: str = setting(MISSING, 'short name for diagnostics and parameters: arm_left')
+    topic: str = setting(MISSING, 'topic of the measured joints')
+    joints: tuple[JointMapping, ...] = setting(MISSING, 'joints that this source measures')
+    adapter: Literal['joint_state', 'astribot_state'] = setting(
+        'joint_state', 'sensor_msgs/JointState or astribot_msgs/RobotJointState'
+    )
+    reliability: Literal['reliable', 'best_effort'] = setting(
+        'best_effort', 'QoS of the subscription; best_effort matches every publisher'
+    )
+    positional: bool = setting(
+        False, 'values carry no names: take them in the order of `joints`, exact length'
+    )
+
+    def __post_init__(self) -> None:
+        if not self.joints:
+            raise ConfigError(f'state source {self.name!r} measures no joint; list its joints')
+        check_unique([m.joint for m in self.joints], f'joints of state source {self.name!r}')
+        names = [m.robot_name for m in self.joints]
+        check_unique(names, f'robot names of state source {self.name!r}')
+
+
+@dataclass(frozen=True)
+class SinkConfig:
+    """One topic that takes commands."""
+
+    name: str = setting(MISSING, 'short name for diagnostics and parameters: arm_left')
+    topic: str = setting(MISSING, 'command topic')
+    joints: tuple[JointMapping, ...] = setting(MISSING, 'joints it moves, in message order')
+    adapter: Literal[
+        'joint_trajectory', 'float64_multiarray', 'joint_state', 'astribot_controller'
+    ] = setting('joint_trajectory', 'message type of the command')
+
+    def __post_init__(self) -> None:
+        if not self.joints:
+            raise ConfigError(f'sink {self.name!r} moves no joint; list its joints')
+        check_unique([m.robot_name for m in self.joints], f'robot names of sink {self.name!r}')
+
+
+@dataclass(frozen=True)
+class RobotConfig:
+    """A robot: joints in model order, cameras, state topics, command topics."""
+
+    name: str = setting(MISSING, 'name of the robot')
+    joints: tuple[JointConfig, ...] = setting(MISSING, 'joints in model order')
+    cameras: tuple[CameraConfig, ...] = setting(MISSING, 'views')
+    state_sources: tuple[StateSourceConfig, ...] = setting(MISSING, 'measured joints')
+    sinks: tuple[SinkConfig, ...] = setting(MISSING, 'where commands go')
+    instruction_topic: str = setting('/instruction', 'std_msgs/String with the instruction')
+    dry_run: bool = setting(
+        True, 'publish commands to ~/preview/... only; set false to move the robot'
+    )
+
+    def __post_init__(self) -> None:
+        if not self.joints:
+            raise ConfigError(f'robot {self.name!r} has no joints')
+        for what in ('joints', 'cameras', 'state_sources', 'sinks'):
+            check_unique([item.name for item in getattr(self, what)], f'names of {what}')
+        known = {joint.name for joint in self.joints}
+        for what in ('state_sources', 'sinks'):
+            mapped = [m.joint for item in getattr(self, what) for m in item.joints]
+            check_unique(mapped, f'joints over all {what}')
+            if unknown := sorted(set(mapped) - known):
+                raise ConfigError(f'{what} name unknown joints {unknown}; known: {sorted(known)}')
+            if missing := sorted(known - set(mapped)):
+                raise ConfigError(f'no entry of {what} has the joints {missing}; add them to one')
+        grippers = {joint.name for joint in self.joints if joint.kind == 'gripper'}
+        mappings = [m for source in self.state_sources for m in source.joints]
+        mappings += [m for sink in self.sinks for m in sink.joints]
+        if wrong := sorted({m.joint for m in mappings if m.invert} - grippers):
+            raise ConfigError(f'invert is for grippers, flip the arm joints {wrong} with scale: -1')
+        for camera in self.cameras:
+            if unknown := sorted(set(camera.moving_joints) - known):
+                raise ConfigError(
+                    f'camera {camera.name!r}: moving_joints has unknown joints {unknown}'
+                )
+
+    @property
+    def layout(self) -> JointLayout:
+        """Joints in model order, as every other room knows them."""
+        return JointLayout(tuple(joint.to_joint() for joint in self.joints))
+
+    def camera(self, view: str) -> CameraConfig:
+        """Camera of ``view``; KeyError names the known views."""
+        for camera in self.cameras:
+            if camera.name == view:
+                return camera
+        raise KeyError(f'no camera {view!r}; configured: {[c.name for c in self.cameras]}')

@@ -1,0 +1,78 @@
+"""Writes a sampled scene into the compiled model: shapes, tray, colours, light, table.
+
+Every field that is ever changed is set absolutely on every reset, so that a scene depends on its
+seed alone and not on the scenes before it.
+"""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+
+from safe_pruner_ros.sim.objects import GEOM_TYPES, OBJECT_MASS_KG, SceneObject
+from safe_pruner_ros.sim.scene import TABLE_MATERIALS, TABLE_TOP_M
+from safe_pruner_ros.types import FloatArray
+
+TRAY_COLOURS = ((0.34, 0.37, 0.42), (0.16, 0.17, 0.19), (0.55, 0.57, 0.60), (0.46, 0.42, 0.38))
+
+
+def _inertia(item: SceneObject) -> FloatArray:
+    """Principal moments [3] of the solid, kg m^2."""
+    radius, half = item.radius_m, item.half_height_m
+    if item.shape == 'block':
+        side = (radius**2 + half**2) / 3
+        moments = (side, side, 2 * radius**2 / 3)
+    elif item.shape == 'cylinder':
+        side = (3 * radius**2 + 4 * half**2) / 12
+        moments = (side, side, radius**2 / 2)
+    else:
+        moments = (0.4 * radius**2,) * 3
+    return OBJECT_MASS_KG * np.array(moments)
+
+
+def _extent(item: SceneObject) -> FloatArray:
+    return np.array([item.radius_m, item.radius_m, item.half_height_m])
+
+
+def apply_objects(
+    model: mujoco.MjModel, objects: tuple[SceneObject, ...], tray_xy: tuple[float, float]
+) -> None:
+    """Give the object slots their shapes and masses and move the tray."""
+    for slot, item in enumerate(objects):
+        body, geom = model.body(f'object_{slot}').id, model.geom(f'object_{slot}').id
+        extent = _extent(item)
+        model.geom_type[geom] = GEOM_TYPES[item.shape]
+        model.geom_size[geom] = item.geom_size
+        model.geom_rbound[geom] = (
+            item.radius_m if item.shape == 'ball' else float(np.linalg.norm(extent))
+        )
+        model.geom_aabb[geom] = np.concatenate([np.zeros(3), extent])
+        model.geom_rgba[geom] = (*item.rgb, 1.0)
+        model.body_mass[body] = OBJECT_MASS_KG
+        model.body_inertia[body] = _inertia(item)
+    model.body('tray').pos[:] = (*tray_xy, TABLE_TOP_M)
+    mujoco.mj_setConst(model, mujoco.MjData(model))
+
+
+def apply_jitter(model: mujoco.MjModel, rng: np.random.Generator) -> None:
+    """Draw table material and tint, tray and wall colour, light direction and brightness."""
+    table = TABLE_MATERIALS[rng.integers(len(TABLE_MATERIALS))]
+    material = model.material(table).id
+    model.geom('table').matid[:] = material
+    base = (0.70, 0.70, 0.70) if table == 'plain' else (1.0, 1.0, 1.0)
+    tint = np.array(base) * rng.uniform(0.78, 1.0) + rng.uniform(-0.04, 0.04, size=3)
+    model.mat_rgba[material, :3] = np.clip(tint, 0.0, 1.0)
+    tray = np.array(TRAY_COLOURS[rng.integers(len(TRAY_COLOURS))]) * rng.uniform(0.85, 1.15)
+    model.mat_rgba[model.material('tray').id, :3] = np.clip(tray, 0.0, 1.0)
+    model.mat_rgba[model.material('wall').id, :3] = rng.uniform(0.72, 0.88) + rng.uniform(
+        -0.03, 0.03, size=3
+    )
+    key, fill = model.light('key').id, model.light('fill').id
+    model.light_dir[key] = _unit(np.array([0.2, -0.3, -1.0]) + rng.uniform(-0.25, 0.25, size=3))
+    model.light_diffuse[key] = rng.uniform(0.36, 0.52) + rng.uniform(-0.02, 0.02, size=3)
+    model.light_diffuse[fill] = rng.uniform(0.10, 0.20)
+    model.vis.headlight.ambient[:] = rng.uniform(0.26, 0.38)
+
+
+def _unit(vector: FloatArray) -> FloatArray:
+    return vector / np.linalg.norm(vector)

@@ -1,0 +1,73 @@
+"""What lies on the table: twelve kinds of object, four colours times three shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import mujoco
+import numpy as np
+
+Colour = Literal['red', 'green', 'blue', 'yellow']
+Shape = Literal['block', 'cylinder', 'ball']
+
+RGB: dict[Colour, tuple[float, float, float]] = {
+    'red': (0.85, 0.10, 0.09),
+    'green': (0.10, 0.62, 0.18),
+    'blue': (0.10, 0.28, 0.86),
+    'yellow': (0.96, 0.80, 0.08),
+}
+COLOURS: tuple[Colour, ...] = tuple(RGB)
+SHAPES: tuple[Shape, ...] = ('block', 'cylinder', 'ball')
+GEOM_TYPES: dict[Shape, mujoco.mjtGeom] = {
+    'block': mujoco.mjtGeom.mjGEOM_BOX,
+    'cylinder': mujoco.mjtGeom.mjGEOM_CYLINDER,
+    'ball': mujoco.mjtGeom.mjGEOM_SPHERE,
+}
+OBJECT_MASS_KG = 0.06
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One movable object. ``radius_m`` is half its width as the gripper sees it, ``half_height_m``
+    half its height; ``x_m``, ``y_m``, ``yaw_rad`` say where it starts on the table."""
+
+    colour: Colour
+    shape: Shape
+    radius_m: float
+    half_height_m: float
+    rgb: tuple[float, float, float]
+    x_m: float
+    y_m: float
+    yaw_rad: float
+
+    @property
+    def name(self) -> str:
+        return f'{self.colour} {self.shape}'
+
+    @property
+    def geom_size(self) -> tuple[float, float, float]:
+        """MuJoCo's three size numbers for this shape."""
+        if self.shape == 'block':
+            return (self.radius_m, self.radius_m, self.half_height_m)
+        if self.shape == 'cylinder':
+            return (self.radius_m, self.half_height_m, 0.0)
+        return (self.radius_m, 0.0, 0.0)
+
+
+def sample_size(shape: Shape, rng: np.random.Generator) -> tuple[float, float]:
+    """(radius_m, half_height_m), 3.2 to 4.8 cm across."""
+    if shape == 'block':
+        radius = rng.uniform(0.016, 0.022)
+        return radius, radius * rng.uniform(0.95, 1.15)
+    if shape == 'cylinder':
+        return rng.uniform(0.016, 0.022), rng.uniform(0.018, 0.026)
+    radius = rng.uniform(0.017, 0.024)
+    return radius, radius
+
+
+def sample_rgb(colour: Colour, rng: np.random.Generator) -> tuple[float, float, float]:
+    """The colour, a little lighter or darker and tinted."""
+    rgb = np.array(RGB[colour]) * rng.uniform(0.82, 1.1) + rng.uniform(-0.04, 0.04, size=3)
+    red, green, blue = np.clip(rgb, 0.0, 1.0)
+    return float(red), float(green), float(blue)

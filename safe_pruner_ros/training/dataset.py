@@ -1,0 +1,104 @@
+"""Frames on disk, as growing .npy arrays that all training processes map read-only.
+
+Images are not kept: the frozen vision tower's tokens are (float16, 49 kB a frame), so the decoder
+trains without ever running the tower.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from safe_pruner_ros.policies.embedded_model import EmbeddedConfig
+from safe_pruner_ros.policies.instructions import encode_words
+from safe_pruner_ros.training.demonstrations import Frame
+
+ARRAYS = ('tokens', 'proprioception', 'coverage', 'kinds', 'object_positions')
+LABELS = ('label_frame', 'label_object', 'label_chunk')
+
+
+def save_shard(
+    path: Path, frames: Sequence[Frame], tokens: Sequence[npt.NDArray[np.float16]], facts: dict
+) -> None:
+    """Write one shard atomically: a killed run leaves whole shards or none."""
+    arrays = {
+        'tokens': np.stack(tokens),
+        'proprioception': np.stack([f.proprioception for f in frames]),
+        'coverage': np.stack([f.coverage for f in frames]),
+        'kinds': np.array([f.kinds for f in frames]),
+        'object_positions': np.stack([f.object_positions for f in frames]),
+        'label_frame': np.array([i for i, f in enumerate(frames) for _ in f.labels]),
+        'label_object': np.array([label.object_index for f in frames for label in f.labels]),
+        'label_chunk': np.stack([label.chunk for f in frames for label in f.labels]),
+    }
+    temporary = path.with_suffix('.partial')
+    temporary.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        np.save(temporary / f'{name}.npy', array)
+    (temporary / 'facts.json').write_text(json.dumps(facts))
+    temporary.rename(path)
+
+
+class DemonstrationSet:
+    """All shards below ``folder``; a sample is one (frame, label) pair with a random template."""
+
+    def __init__(self, folder: Path, config: EmbeddedConfig, templates: Sequence[str]) -> None:
+        shards = sorted(path.parent for path in folder.glob('*/facts.json') if path.parent.suffix == '')
+        if not shards:
+            raise FileNotFoundError(f'no demonstrations below {folder}; collect them first')
+        self._shards = [
+            {name: np.load(shard / f'{name}.npy', mmap_mode='r') for name in ARRAYS + LABELS}
+            for shard in shards
+        ]
+        self._index = np.array(
+            [(s, row) for s, shard in enumerate(self._shards) for row in range(len(shard['label_frame']))]
+        )
+        self._config, self._templates = config, tuple(templates)
+        self._words = {
+            (kind, template): encode_words(template.format(object=kind), config)
+            for kind in sorted({str(k) for shard in self._shards for k in np.unique(shard['kinds'])})
+            for template in self._templates
+        }
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def statistics(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Mean and spread of proprioception [J], spread of the label deltas [chunk, J], and mean
+        and spread of object positions [3]."""
+        proprioception = np.concatenate([s['proprioception'] for s in self._shards])
+        deltas = np.concatenate(
+            [s['label_chunk'] - s['proprioception'][s['label_frame']][:, None] for s in self._shards]
+        )
+        positions = np.concatenate([s['object_positions'].reshape(-1, 3) for s in self._shards])
+        return {
+            'proprioception_mean': proprioception.mean(0),
+            'proprioception_std': proprioception.std(0) + 1e-2,
+            # The arm that is not used hardly moves: a floor keeps its noise from being amplified.
+            'delta_scale': np.maximum(deltas.std(0), 0.02),
+            'position_mean': positions.mean(0),
+            'position_std': positions.std(0) + 1e-2,
+        }
+
+    def batch(self, rng: np.random.Generator, size: int) -> dict[str, torch.Tensor]:
+        """A random batch: visual tokens [B, V, C], words [B, W], chunk [B, 8, J], ..."""
+        picks = self._index[rng.integers(len(self._index), size=size)]
+        rows: dict[str, list[np.ndarray]] = {
+            key: [] for key in ('visual', 'proprioception', 'words', 'chunk', 'coverage', 'position')
+        }
+        for shard_number, row in picks:
+            shard = self._shards[shard_number]
+            frame, item = int(shard['label_frame'][row]), int(shard['label_object'][row])
+            template = self._templates[int(rng.integers(len(self._templates)))]
+            rows['visual'].append(shard['tokens'][frame].astype(np.float32))
+            rows['proprioception'].append(shard['proprioception'][frame])
+            rows['words'].append(self._words[str(shard['kinds'][frame, item]), template])
+            rows['chunk'].append(shard['label_chunk'][row])
+            rows['coverage'].append(shard['coverage'][frame, :, item].astype(np.float32) / 255)
+            rows['position'].append(shard['object_positions'][frame, item])
+        return {key: torch.from_numpy(np.stack(values)) for key, values in rows.items()}

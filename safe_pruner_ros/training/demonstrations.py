@@ -1,0 +1,112 @@
+"""Episodes of the scripted expert, or of a policy that the expert corrects (DAgger).
+
+Every recorded frame carries the expert's chunk for the instructed object and, while nothing is
+held, for one other object of the scene: the same picture with another instruction. Without such
+counterfactual labels the network reads the target off the arm's pose and ignores the instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from safe_pruner_ros.sim.env import DualArmEnv
+from safe_pruner_ros.sim.expert import ScriptedExpert
+from safe_pruner_ros.sim.rollouts import execute, run_expert
+from safe_pruner_ros.training.labels import patch_labels
+from safe_pruner_ros.types import FloatArray
+
+# Phases in which no object is held, so that another object is an equally good target.
+FREE_PHASES = frozenset({'above', 'descend'})
+Act = Callable[[DualArmEnv], FloatArray]
+
+
+@dataclass(frozen=True)
+class Label:
+    object_index: int
+    chunk: npt.NDArray[np.float32]  # [8, 16] absolute joint targets
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One recorded moment. ``coverage`` uint8 [V, n_objects], 255 = the whole patch."""
+
+    images: npt.NDArray[np.uint8]  # [views, H, W, 3]
+    proprioception: npt.NDArray[np.float32]  # [16]
+    coverage: npt.NDArray[np.uint8]
+    kinds: tuple[str, ...]  # 'red block', ... of objects 0..n-1
+    object_positions: npt.NDArray[np.float32]  # [n_objects, 3] m
+    labels: tuple[Label, ...]
+
+
+def record_frame(
+    env: DualArmEnv,
+    expert: ScriptedExpert,
+    chunk: FloatArray,
+    rng: np.random.Generator,
+    grid: int = 8,
+) -> Frame:
+    """The present moment with ``chunk``, the expert's label for the instructed object."""
+    n_objects, target = len(env.objects), env.target_index
+    labels = [Label(target, chunk.astype(np.float32))]
+    if expert.phase(target) in FREE_PHASES:
+        other = int(rng.choice([i for i in range(n_objects) if i != target]))
+        labels.append(Label(other, expert.chunk(other).astype(np.float32)))
+    coverage = [
+        patch_labels(env.segmentation(view), n_objects, grid).coverage[:, :n_objects]
+        for view in env.views
+    ]
+    return Frame(
+        images=np.stack([env.render(view) for view in env.views]),
+        proprioception=env.state().positions.astype(np.float32),
+        coverage=np.ceil(np.concatenate(coverage) * 255).astype(np.uint8),
+        kinds=tuple(item.name for item in env.objects),
+        object_positions=np.array(
+            [env.object_position(i) for i in range(n_objects)], dtype=np.float32
+        ),
+        labels=tuple(labels),
+    )
+
+
+def expert_episode(env: DualArmEnv, seed: int, noise_rad: float, stride: int) -> list[Frame]:
+    """Frames every ``stride`` waypoints of one expert episode; ``noise_rad`` 0 is clean.
+
+    A second of the retreat after success is recorded too: the arm must leave the tray alone.
+    """
+    rng = np.random.default_rng((seed, 1))
+    expert = ScriptedExpert(env)
+    frames: list[Frame] = []
+    run_expert(
+        env,
+        seed,
+        noise_rad,
+        execution_horizon=stride,
+        extra_steps=10,
+        expert=expert,
+        on_policy_step=lambda env, chunk: frames.append(record_frame(env, expert, chunk, rng)),
+    )
+    return frames
+
+
+def policy_episode(
+    env: DualArmEnv, seed: int, act: Act, horizon: int, stride: int, max_steps: int = 100
+) -> Iterator[Frame]:
+    """An episode that the policy ``act`` drives, labelled by the expert (DAgger,
+    arXiv 1011.0686): executes ``horizon`` waypoints of each chunk [8, 16] it returns."""
+    rng = np.random.default_rng((seed, 2))
+    env.reset(seed)
+    expert = ScriptedExpert(env)
+    command = env.state().positions
+    for step in range(0, max_steps, horizon):
+        chunk = act(env)
+        for begin in range(0, horizon, stride):
+            if (step + begin) % stride == 0:
+                yield record_frame(env, expert, expert.chunk(env.target_index), rng)
+            for waypoint in chunk[begin : min(begin + stride, horizon)]:
+                execute(env, command, waypoint)
+                command = waypoint
+        if env.success:
+            return

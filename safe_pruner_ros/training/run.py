@@ -1,0 +1,136 @@
+"""`safe-pruner train`: the shipped weights from nothing, in one resumable schedule.
+
+0. pictures of expert episodes -> 1. vision tower -> 2. demonstrations -> 3. decoder, growing in
+depth, with one DAgger round inside the last stage -> 4. export without the auxiliary heads.
+Every stage leaves a file when it is complete; a killed run continues where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from safe_pruner_ros.policies.embedded import save_weights
+from safe_pruner_ros.policies.embedded_model import PAD_WORD, EmbeddedConfig, EmbeddedVLA
+from safe_pruner_ros.sim.env import DualArmEnv
+from safe_pruner_ros.sim.objects import COLOURS, SHAPES
+from safe_pruner_ros.sim.tasks.pick_place import TEMPLATES
+from safe_pruner_ros.training import collect, imitation
+from safe_pruner_ros.training.dataset import DemonstrationSet
+from safe_pruner_ros.training.parallel import launch
+from safe_pruner_ros.training.recipe import TRAINING_SEEDS, TrainingRecipe, smoke_recipe
+from safe_pruner_ros.training.vision_pretraining import train_vision_tower
+
+KINDS = tuple(f'{colour} {shape}' for colour in COLOURS for shape in SHAPES)
+
+
+def policy_config(task: str) -> EmbeddedConfig:
+    """Shape, joints and words of the policy for ``task``."""
+    with DualArmEnv(task) as env:
+        layout, views = env.layout, env.views
+    words = {w for t in TEMPLATES for k in KINDS for w in t.format(object=k).split()}
+    grippers = tuple(joint.name for joint in layout.joints if joint.kind == 'gripper')
+    return EmbeddedConfig(tuple(views), layout.names, grippers, (PAD_WORD, *sorted(words)))
+
+
+def train(recipe: TrainingRecipe, run: Path, processes: int) -> Path:
+    """Run or resume the schedule; returns the path of the exported weights."""
+    began = time.monotonic()
+    run.mkdir(parents=True, exist_ok=True)
+    _check_same_recipe(recipe, run)
+    config = policy_config(recipe.task)
+    seeds = list(TRAINING_SEEDS)
+    first = recipe.seed * 20_000  # other training seeds see other scenes
+    pictures = seeds[first : first + recipe.vision_episodes]
+    first += 5_000
+    demonstrations = seeds[first : first + recipe.demonstration_episodes]
+    first += 5_000
+    corrections = seeds[first : first + recipe.dagger_episodes]
+
+    vision = run / 'vision'
+    collect.collect_pictures(recipe, pictures, KINDS, config.grid, vision, processes)
+    _say(began, 'pictures are there')
+    train_vision_tower(recipe, vision, config.vision_width, processes)
+    _say(began, 'vision tower is trained')
+    collect.collect_demonstrations(recipe, demonstrations, run, config.vision_width, processes)
+    data = DemonstrationSet(run / 'demonstrations', config, TEMPLATES)
+    if not (run / 'statistics.npz').exists():
+        np.savez(run / 'statistics.npz', **data.statistics())
+    _say(began, f'{len(data)} labelled frames are there')
+
+    for number, stage in enumerate(recipe.stages):
+        last = number == len(recipe.stages) - 1
+        stops = [min(recipe.dagger_after_steps, stage.steps), stage.steps] if last else [stage.steps]
+        for stop in stops:
+            if _progress(run) < (number, stop):
+                launch(
+                    imitation.train_stage,
+                    processes, recipe, number, stop, config, TEMPLATES, run,
+                )  # fmt: skip
+            if last and stop < stage.steps and not (run / 'corrections.json').exists():
+                model = trained_model(run, config, recipe)
+                rate = collect.collect_corrections(recipe, corrections, model, run, processes)
+                (run / 'corrections.json').write_text(json.dumps({'success_rate': rate}))
+                _say(began, f'policy solved {rate:.0%} of the scenes it was corrected in')
+        _say(began, f'decoder stage {number} ({stage.n_layers} layers) is trained')
+
+    target = run / 'embedded.safetensors'
+    card = {'recipe': json.dumps(recipe.as_dict())}
+    save_weights(trained_model(run, config, recipe), target, card)
+    _say(began, f'weights are in {target}')
+    return target
+
+
+def trained_model(run: Path, config: EmbeddedConfig, recipe: TrainingRecipe) -> EmbeddedVLA:
+    """The running average of the weights in ``run``."""
+    state = torch.load(run / 'learner.pt', weights_only=True)
+    model = EmbeddedVLA(config, recipe.stages[state['stage']].n_layers)
+    model.load_state_dict(state['average'])
+    return model.eval()
+
+
+def _progress(run: Path) -> tuple[int, int]:
+    path = run / 'learner.pt'
+    if not path.exists():
+        return (-1, 0)
+    state = torch.load(path, weights_only=True, mmap=True)
+    return int(state['stage']), int(state['step'])
+
+
+def _check_same_recipe(recipe: TrainingRecipe, run: Path) -> None:
+    path = run / 'recipe.json'
+    text = json.dumps(recipe.as_dict(), indent=1)
+    if path.exists() and path.read_text() != text:
+        raise ValueError(
+            f'{path} holds another recipe than the one asked for; resume with the same arguments '
+            'or choose an empty folder'
+        )
+    path.write_text(text)
+
+
+def _say(began: float, text: str) -> None:
+    print(f'[{(time.monotonic() - began) / 60:6.1f} min] {text}', flush=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--out', type=Path, default=Path('runs/embedded'), help='run folder')
+    parser.add_argument('--processes', type=int, default=2, help='one a core is best')
+    parser.add_argument('--seed', type=int, default=0, help='scenes, initial weights and order')
+    parser.add_argument('--smoke', action='store_true', help='minutes long, learns nothing')
+
+
+def main(args: argparse.Namespace) -> int:
+    recipe = smoke_recipe() if args.smoke else TrainingRecipe(seed=args.seed)
+    train(recipe, args.out, args.processes)
+    return 0
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    raise SystemExit(main(parser.parse_args()))

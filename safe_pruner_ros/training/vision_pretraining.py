@@ -1,0 +1,120 @@
+"""Stage 1: the vision tower learns from simulator segmentation what a patch shows and where.
+
+Dense targets for each patch: the share of its pixels that each object kind, the tray and the robot
+cover, the offset to the centroid of what it shows, and its coarse colours (4 x 4 RGB).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import nn
+from torch.nn import functional as F
+
+from safe_pruner_ros.policies.vision_tower import VisionTower
+from safe_pruner_ros.training.labels import MIN_COVERAGE
+from safe_pruner_ros.training.parallel import average_gradients, launch
+from safe_pruner_ros.training.recipe import TrainingRecipe
+
+
+class DenseHeads(nn.Module):
+    """Read-outs of one patch token; dropped after this stage."""
+
+    def __init__(self, width: int, n_kinds: int) -> None:
+        super().__init__()
+        self.sizes = (n_kinds + 2, (n_kinds + 1) * 2, 48)
+        self.net = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, sum(self.sizes))
+        )
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        coverage, offset, colour = self.net(tokens).split(self.sizes, dim=-1)
+        return coverage, offset.unflatten(-1, (-1, 2)), colour
+
+
+def dense_loss(
+    heads: DenseHeads,
+    tokens: torch.Tensor,
+    images: torch.Tensor,
+    coverage: torch.Tensor,
+    offset: torch.Tensor,
+) -> torch.Tensor:
+    """Images [B, 3, H, W]; coverage [B, N, kinds + 2]; offset [B, N, kinds + 1, 2]."""
+    predicted, predicted_offset, predicted_colour = heads(tokens)
+    rare = 1 + 4 * (coverage[..., :-1] > MIN_COVERAGE).float()
+    weight = torch.cat([rare, torch.ones_like(coverage[..., -1:])], dim=-1)
+    loss = F.binary_cross_entropy_with_logits(predicted, coverage, weight=weight) * 10
+    shown = (coverage[..., :-1] > MIN_COVERAGE)[..., None].float()
+    loss = loss + ((predicted_offset - offset).abs() * shown).sum() / shown.sum().clamp(min=1)
+    grid = int(tokens.shape[1] ** 0.5)
+    small = F.adaptive_avg_pool2d(images, grid * 4)
+    colour = F.unfold(small, 4, stride=4).transpose(1, 2)
+    return loss + F.l1_loss(predicted_colour, colour) * 2
+
+
+def jitter(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Brightness, contrast and pixel noise, one draw an image, as real cameras have."""
+    batch = len(images)
+    gain, bias, sigma = torch.rand(3, batch, 1, 1, 1, generator=generator)
+    noise = torch.randn(images.shape, generator=generator) * sigma * 0.02
+    return ((images - 0.5) * (0.85 + 0.3 * gain) + 0.5 + (bias - 0.5) * 0.15 + noise).clamp(0, 1)
+
+
+def _train(rank: int, processes: int, recipe: TrainingRecipe, folder: Path, width: int) -> None:
+    images = np.load(folder / 'images.npy', mmap_mode='r')
+    coverage = np.load(folder / 'coverage.npy', mmap_mode='r')
+    offset = np.load(folder / 'offset.npy', mmap_mode='r')
+    torch.manual_seed(recipe.seed)
+    tower = VisionTower(width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    heads = DenseHeads(width, coverage.shape[-1] - 2)
+    both = nn.ModuleList([tower, heads])
+    optimizer = torch.optim.AdamW(both.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 3e-3, total_steps=recipe.vision_steps + 1, pct_start=0.1
+    )
+    rng = np.random.default_rng((recipe.seed, rank))
+    generator = torch.Generator().manual_seed(recipe.seed * 1000 + rank)
+    size, curve = max(1, recipe.vision_batch // processes), []
+    for step in track(
+        range(recipe.vision_steps), description='vision tower', disable=rank != 0
+    ):
+        pick = np.sort(rng.choice(len(images), size, replace=False))
+        clean = torch.from_numpy(images[pick]).permute(0, 3, 1, 2).float() / 255
+        tokens = tower(jitter(clean, generator))
+        loss = dense_loss(
+            heads,
+            tokens,
+            clean,
+            torch.from_numpy(coverage[pick]).float() / 255,
+            torch.from_numpy(offset[pick]).float(),
+        )
+        loss.backward()
+        average_gradients(both, processes)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        curve.append(float(loss.detach()))
+        if rank == 0 and (step + 1) % 50 == 0:
+            print(f'vision step {step + 1}: loss {np.mean(curve[-50:]):.4f}', flush=True)
+    if rank == 0:
+        state = {'tower': tower.state_dict(), 'heads': heads.state_dict(), 'curve': curve}
+        torch.save(state, folder / 'tower.partial')
+        (folder / 'tower.partial').rename(folder / 'tower.pt')
+
+
+def train_vision_tower(
+    recipe: TrainingRecipe, folder: Path, width: int, processes: int
+) -> VisionTower:
+    """Train on ``folder``/{images,coverage,offset}.npy; resumes by reusing a finished tower."""
+    if not (folder / 'tower.pt').exists():
+        launch(_train, processes, recipe, folder, width)
+    return load_tower(folder / 'tower.pt', width)
+
+
+def load_tower(path: Path, width: int) -> VisionTower:
+    tower = VisionTower(width)
+    tower.load_state_dict(torch.load(path, weights_only=True)['tower'])
+    return tower.eval().requires_grad_(False)
