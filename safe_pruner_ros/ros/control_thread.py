@@ -13,9 +13,6 @@ from collections.abc import Callable
 from safe_pruner_ros.runtime.command_guard import GuardVerdict
 from safe_pruner_ros.types import JointCommand
 
-# How long a start may wait for the node clock to catch up with what activation has seen.
-CLOCK_WAIT_S = 1.0
-
 
 class ControlThread:
     """Calls ``tick(now_ns)`` every ``period_ns`` and ``send`` with its command.
@@ -37,14 +34,11 @@ class ControlThread:
         self._thread: threading.Thread | None = None
         self.late_ticks = 0
 
-    def start(self, not_before_ns: int = 0) -> None:
-        """Begin ticking; the first tick waits until the clock has reached ``not_before_ns``."""
+    def start(self) -> None:
         if self._thread is not None:
             raise RuntimeError('the control thread runs already')
         self._stopping.clear()
-        self._thread = threading.Thread(
-            target=self._run, args=(not_before_ns,), name='control', daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name='control', daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float = 1.0) -> None:
@@ -54,11 +48,7 @@ class ControlThread:
         if thread is not None:
             thread.join(timeout_s)
 
-    def _run(self, not_before_ns: int) -> None:
-        give_up_s = time.monotonic() + CLOCK_WAIT_S
-        while self._clock() < not_before_ns and time.monotonic() < give_up_s:
-            if self._stopping.wait(0.002):
-                return
+    def _run(self) -> None:
         due_ns = time.monotonic_ns()
         while not self._stopping.is_set():
             try:

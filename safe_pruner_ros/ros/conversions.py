@@ -128,6 +128,13 @@ def compressed_to_camera_image(
             f'camera {view!r}: {error}; check the network and the format of the topic '
             f'({_short(msg.format)!r})',
         ) from error
+    codecs = [name for name in allowed_encodings if name in ('jpeg', 'png')]
+    if codecs and header.codec not in codecs:
+        raise InputError(
+            'ENCODING',
+            f'camera {view!r}: the data is {header.codec}, the robot file accepts {codecs}; '
+            'change the driver or the encodings of this camera',
+        )
     _check_size(view, header.height, header.width)
     if header.channels < 3 and 'mono8' not in allowed_encodings:
         raise InputError(

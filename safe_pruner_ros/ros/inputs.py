@@ -7,9 +7,10 @@ activation the executor is inside the service call, so `poll` takes the messages
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode
@@ -40,10 +41,8 @@ _RELIABILITY = {
     'reliable': ReliabilityPolicy.RELIABLE,
     'best_effort': ReliabilityPolicy.BEST_EFFORT,
 }
-
-
-class NowNs(Protocol):
-    def __call__(self) -> int: ...
+# The executor hands over /clock within a tick of activation; longer means that time went back.
+POLLED_CLOCK_S = 1.0
 
 
 def _newest_only(
@@ -69,7 +68,7 @@ class Inputs:
         use_sim_time: bool,
     ) -> None:
         self._node, self._loop, self._guard = node, loop, guard
-        self._polled_clock_ns = 0
+        self._polled_clock_ns, self._polled_until_s = 0, 0.0
         self._subscriptions: list[Subscription] = []
         self._clock: Subscription | None = None
         self.meters = {camera.name: ReceiveMeter() for camera in robot.cameras}
@@ -78,15 +77,9 @@ class Inputs:
             self._subscribe_camera(camera)
         for source in robot.state_sources:
             self._subscribe_joints(source)
-        # A latched instruction is only handed to a transient-local subscriber, a plain
-        # `ros2 topic pub` only reaches a volatile one: listen as both. Repeats change nothing.
-        for durability in (DurabilityPolicy.VOLATILE, DurabilityPolicy.TRANSIENT_LOCAL):
-            self._subscribe(
-                String,
-                robot.instruction_topic,
-                self._instruction,
-                _newest_only('reliable', durability),
-            )
+        self._instruction_topic = robot.instruction_topic
+        self._hears_latched = False
+        self._subscribe(String, robot.instruction_topic, self._instruction, _newest_only('reliable'))
         if use_sim_time:
             self._clock = self._subscribe(
                 Clock, '/clock', lambda msg: None, _newest_only('best_effort')
@@ -97,11 +90,31 @@ class Inputs:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
 
+    def follow_latched_instruction(self) -> None:
+        """Listen to a latched instruction as well, once somebody publishes one.
+
+        Not from the start: a transient-local subscription beside every plain `ros2 topic pub`
+        makes that command warn that nobody will get its messages.
+        """
+        if self._hears_latched:
+            return
+        publishers = self._node.get_publishers_info_by_topic(self._instruction_topic)
+        latched = DurabilityPolicy.TRANSIENT_LOCAL
+        if any(info.qos_profile.durability == latched for info in publishers):
+            self._hears_latched = True
+            qos = _newest_only('reliable', latched)
+            self._subscribe(String, self._instruction_topic, self._instruction, qos)
+
     # ---- time
 
     def now_ns(self) -> int:
-        """The node clock; while polling, the newest /clock that the node has not seen yet."""
-        return max(int(self._node.get_clock().now().nanoseconds), self._polled_clock_ns)
+        """The node clock. After polling, /clock as polled until the node clock has caught up."""
+        node_ns = int(self._node.get_clock().now().nanoseconds)
+        if self._polled_clock_ns:
+            if node_ns < self._polled_clock_ns and time.monotonic() < self._polled_until_s:
+                return self._polled_clock_ns
+            self._polled_clock_ns = 0
+        return node_ns
 
     def poll(self) -> None:
         """Take what has arrived without an executor (only inside one of its callbacks)."""
@@ -109,17 +122,13 @@ class Inputs:
             taken = self._clock.handle.take_message(self._clock.msg_type, self._clock.raw)
             if taken is not None:
                 self._polled_clock_ns = stamp_to_ns(taken[0].clock, '/clock')
+                self._polled_until_s = time.monotonic() + POLLED_CLOCK_S
         for subscription in self._subscriptions:
             if subscription is self._clock:
                 continue
             taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
             if taken is not None:
                 subscription.callback(taken[0])
-
-    def end_polling(self) -> int:
-        """Back to the node clock alone; returns the newest time that polling saw."""
-        newest_ns, self._polled_clock_ns = self._polled_clock_ns, 0
-        return newest_ns
 
     # ---- subscriptions
 
@@ -171,6 +180,8 @@ class Inputs:
         )
 
     def _incompatible_qos(self, topic: str, qos: QoSProfile, event: Any) -> None:
+        if topic == self._instruction_topic:
+            return  # one of the two subscriptions always fits
         self.qos_problems[topic] = (
             f'a publisher of {topic} does not offer what is asked for '
             f'({qos.reliability.name.lower()}); set reliability: best_effort for it in the robot '

@@ -97,11 +97,17 @@ def make_executor(context: Context | None = None) -> Executor:
     return EventsExecutor(context=context or rclpy.get_default_context())
 
 
-def spin_until(executor: Executor, stop: StopSignal, period_s: float = 0.2) -> None:
-    """Serve callbacks until ``stop``. Never ``executor.spin()``: in the wheels of rclpy 7.1.6 the
-    events executor busy-loops there and timers never fire; ``spin_once`` works (performance.md 5).
+def spin_until(
+    executor: Executor,
+    stop: StopSignal,
+    until: Callable[[], bool] = lambda: False,
+    period_s: float = 0.2,
+) -> None:
+    """Serve callbacks until ``stop``, or until ``until()``. Never ``executor.spin()``: in the wheels
+    of rclpy 7.1.6 the events executor busy-loops there and timers never fire; ``spin_once`` works
+    (performance.md 5).
     """
-    while not stop.is_set():
+    while not stop.is_set() and not until():
         try:
             executor.spin_once(timeout_sec=period_s)
         except ExternalShutdownException:

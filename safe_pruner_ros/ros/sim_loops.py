@@ -112,10 +112,8 @@ class PhysicsLoop(threading.Thread):
                 raise TimeoutError(f'the simulation did not reset within {timeout_s:g} s')
             return self._episode
 
-    def stop(self, timeout_s: float = 1.0) -> None:
+    def request_stop(self) -> None:
         self._stopping.set()
-        if self.is_alive():
-            self.join(timeout_s)
 
     def run(self) -> None:
         try:
@@ -132,7 +130,7 @@ class PhysicsLoop(threading.Thread):
             fresh = self._request is not None
             if fresh:
                 self._begin_episode()
-            environment.step(self.follower.target(self._tick_ns))
+            environment.step(self.follower.target(self._tick_ns + self.period_ns))
             tick += 1
             if fresh or tick % self._judge_period_ticks == 0:
                 success, stage = environment.success, environment.stage
@@ -187,10 +185,8 @@ class CameraLoop(threading.Thread):
         self._stopping = threading.Event()
         self.render_ms = float('nan')
 
-    def stop(self, timeout_s: float = 1.0) -> None:
+    def request_stop(self) -> None:
         self._stopping.set()
-        if self.is_alive():
-            self.join(timeout_s)
 
     def run(self) -> None:
         environment = None

@@ -1,19 +1,34 @@
 """ActionChunk + now -> JointCommand. Owns the seam between chunks; knows no limits.
 
 Actions are indexed by the time of their observation: what should already have happened is skipped.
+At a seam the commands start where the arms were last sent and slide over to the new chunk: the
+difference between the two at that moment is faded out, so that no command jumps.
 """
 
 from __future__ import annotations
 
-from safe_pruner_ros.runtime.codes import Reason
+import threading
+
+import numpy as np
+
+from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import ActionConfig
+from safe_pruner_ros.runtime.stamps import CLOCK_JUMP_NS, seconds
 from safe_pruner_ros.types import ActionChunk, FloatArray, JointCommand, JointLayout
 
 
 class ActionBuffer:
     """Thread safe: the worker pushes, the control timer reads."""
 
-    def __init__(self, layout: JointLayout, config: ActionConfig, control_period_ns: int) -> None: ...
+    def __init__(self, layout: JointLayout, config: ActionConfig, control_period_ns: int) -> None:
+        self._names = layout.names
+        self._config = config
+        self._control_period_ns = control_period_ns
+        self._lock = threading.Lock()
+        self._path: _Path | None = None
+        self._sent: tuple[int, FloatArray] | None = None
+        self._seam_ns = 0
+        self._seam_offset: FloatArray | None = None
 
     def push(
         self, chunk: ActionChunk, now_ns: int, anchor: FloatArray | None = None
@@ -22,20 +37,107 @@ class ActionBuffer:
 
         ``anchor`` [n]: joints at ``chunk.start_ns``, from which the first action is approached.
         """
-        raise NotImplementedError
+        path = self._checked(chunk, anchor)
+        if isinstance(path, Reason):
+            return path
+        if now_ns > path.end_ns:
+            return Reason(
+                Code.ACTION_LATE,
+                f'actions arrived {seconds(now_ns - path.start_ns):.2f} s after their observation '
+                f'and reach {seconds(path.end_ns - path.start_ns):.2f} s; the policy is too slow '
+                f'for this chunk, use a smaller retention_ratio or a faster device',
+            )
+        if path.start_ns > now_ns + CLOCK_JUMP_NS:
+            return Reason(Code.ACTION_OUT_OF_ORDER, 'actions answer an observation of the future')
+        with self._lock:
+            if self._path is not None and path.start_ns < self._path.start_ns:
+                return Reason(
+                    Code.ACTION_OUT_OF_ORDER, 'actions answer an older observation than the last'
+                )
+            self._path, self._seam_offset = path, None
+            if self._sent is not None and self._config.fade_s > 0:
+                self._seam_ns, sent = self._sent
+                self._seam_offset = sent - path.at(self._seam_ns)
+        return None
+
+    def _checked(self, chunk: ActionChunk, anchor: FloatArray | None) -> _Path | Reason:
+        if sorted(chunk.joint_names) != sorted(self._names):
+            differing = sorted(set(chunk.joint_names) ^ set(self._names))
+            return Reason(
+                Code.ACTION_JOINTS,
+                f'the policy moves other joints than the robot has: {differing}; choose the '
+                f'checkpoint of this robot',
+            )
+        if len(chunk.positions) == 0:
+            return Reason(Code.ACTION_SHAPE, 'the policy returned a chunk without actions')
+        order = [chunk.joint_names.index(name) for name in self._names]
+        rows = np.asarray(chunk.positions, np.float64)[:, order]
+        if not np.isfinite(rows).all():
+            columns = np.flatnonzero(~np.isfinite(rows).all(axis=0))
+            bad = [self._names[column] for column in columns]
+            return Reason(
+                Code.ACTION_NONFINITE,
+                f'the policy returned NaN or Inf for {bad}; the whole chunk is dropped. Check the '
+                f'checkpoint and the precision it runs in',
+            )
+        first = rows[0] if anchor is None else np.asarray(anchor, np.float64)
+        return _Path(np.vstack([first, rows]), chunk.start_ns, chunk.period_ns)
 
     def command(self, now_ns: int) -> JointCommand | None:
-        """Interpolated targets in layout order, cross-faded; None: no chunk, run out, or too old."""
-        raise NotImplementedError
+        """Interpolated targets in layout order, cross-faded; None: no chunk, run out, or too old.
+
+        The last action is sent at its full value before the chunk counts as run out.
+        """
+        with self._lock:
+            path = self._path
+            if path is None or now_ns > path.end_ns + self._control_period_ns:
+                return None
+            if seconds(now_ns - path.start_ns) > self._config.max_action_age_s:
+                return None
+            positions = path.at(now_ns)
+            if self._seam_offset is not None:
+                left = 1.0 - seconds(now_ns - self._seam_ns) / self._config.fade_s
+                if left <= 0.0:
+                    self._seam_offset = None
+                else:
+                    left = min(left, 1.0)
+                    positions = positions + left * left * (3.0 - 2.0 * left) * self._seam_offset
+            return JointCommand(positions, self._names, now_ns)
 
     def executed(self, positions: FloatArray | None, now_ns: int) -> None:
         """What the guard really let through (None: nothing is being sent). Seams start there."""
-        raise NotImplementedError
+        with self._lock:
+            self._sent = None if positions is None else (now_ns, positions)
 
     def consumed(self, now_ns: int, execution_horizon: int) -> bool:
-        """Whether a new chunk is due: none is held, or its first ``execution_horizon`` are over."""
-        raise NotImplementedError
+        """Whether a new chunk is due: none is there, or ``execution_horizon`` actions are over."""
+        with self._lock:
+            path = self._path
+            return path is None or now_ns >= path.start_ns + execution_horizon * path.period_ns
 
     def flush(self) -> None:
         """Drop the chunk; the next `command` is None."""
-        raise NotImplementedError
+        with self._lock:
+            self._path, self._seam_offset = None, None
+
+
+class _Path:
+    """Waypoints [1 + chunk_size, n]; waypoint k is due at start_ns + k * period_ns."""
+
+    def __init__(self, waypoints: FloatArray, start_ns: int, period_ns: int) -> None:
+        self._waypoints = waypoints
+        self.period_ns = period_ns
+        self.start_ns = start_ns
+        self.end_ns = start_ns + (len(waypoints) - 1) * period_ns
+
+    def at(self, now_ns: int) -> FloatArray:
+        """Linear interpolation; constant before the first and after the last waypoint."""
+        place = (now_ns - self.start_ns) / self.period_ns
+        place = min(max(place, 0.0), len(self._waypoints) - 1.0)
+        before = min(int(place), len(self._waypoints) - 2)
+        share = place - before
+        # A convex combination, unlike a + share * (b - a), cannot overflow or leave [a, b].
+        mixed: FloatArray = (1.0 - share) * self._waypoints[before] + share * self._waypoints[
+            before + 1
+        ]
+        return mixed

@@ -1,4 +1,4 @@
-"""One code per refusal, hold or warning of the runtime. Diagnostics, counters and tests use them."""
+"""One code per refusal, hold or warning of the runtime, for diagnostics, counters and tests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ class Code(str, Enum):
 
     # clock and stamps
     CLOCK_MISSING = 'CLOCK_MISSING'  # node clock still zero (use_sim_time without /clock)
+    CLOCK_STOPPED = 'CLOCK_STOPPED'  # node clock stands still: simulator or bag paused
     CLOCK_JUMPED = 'CLOCK_JUMPED'  # node clock went back: bag loop, simulator reset
     STAMP_ZERO = 'STAMP_ZERO'
     STAMP_IN_FUTURE = 'STAMP_IN_FUTURE'
@@ -43,6 +44,7 @@ class Code(str, Enum):
     INSTRUCTION_REFUSED = 'INSTRUCTION_REFUSED'
     # inference
     POLICY_ERROR = 'POLICY_ERROR'
+    POLICY_OUTPUT = 'POLICY_OUTPUT'  # the policy itself refused what its network returned
     POLICY_FAILING = 'POLICY_FAILING'  # retry budget spent: FAULT
     INFERENCE_SLOW = 'INFERENCE_SLOW'  # the policy step in progress exceeds max_inference_s
     RESULT_DISCARDED = 'RESULT_DISCARDED'  # generation changed while the policy computed

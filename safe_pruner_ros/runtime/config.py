@@ -1,4 +1,4 @@
-"""The one schema: every setting with default, unit, bounds and meaning. Values live in config/*.yaml.
+"""The one schema: every setting with default, unit, bounds and meaning. Values: config/*.yaml.
 
 Built once, frozen, passed down. Import every config class from here. `config_yaml.py` reads files
 into it; `config_parameters.py` lists it flat, for ROS parameters and launch arguments.
@@ -219,7 +219,10 @@ class GuardConfig:
         0.5, 'gripper target further than this outside 0..1: held, units differ', '', 0.0, 10.0
     )
     clamp_tolerance: float = setting(
-        0.02, 'clamps smaller than this do not count towards a FAULT', 'rad or closed fraction', 0.0
+        0.02,
+        'clamps smaller than this do not count towards a FAULT',
+        'rad or closed fraction',
+        0.0,
     )
     max_clamps_in_row: int = setting(
         100, 'clamped commands in a row that latch a FAULT', '', 1, 1000000
@@ -237,7 +240,7 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """The inference thread."""
+    """The inference thread, and the watchdogs of the control timer."""
 
     max_inference_s: float = setting(
         2.0, 'a policy step that takes longer holds the arms', 's', above=0.0
@@ -246,6 +249,12 @@ class WorkerConfig:
         3, 'policy errors within error_window_s that latch a FAULT', '', 1, 1000
     )
     error_window_s: float = setting(10.0, 'window of max_errors', 's', above=0.0)
+    max_clock_stop_s: float = setting(
+        0.5,
+        'a node clock that stands still this long (steady time) holds the arms',
+        's',
+        above=0.0,
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)

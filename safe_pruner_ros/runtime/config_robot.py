@@ -1,4 +1,4 @@
-"""Settings of a robot: joints, cameras, state topics, command topics. Values: config/robots/*.yaml.
+"""Settings of a robot: joints, cameras, state and command topics. Values: config/robots/*.yaml.
 
 Everything is keyed by joint name; the order of ``joints`` is the order of the policy.
 """
@@ -23,7 +23,7 @@ class JointConfig:
     grippers."""
 
     name: str = setting(MISSING, 'name of the joint, in our messages and in the policy')
-    kind: JointKind = setting(MISSING, 'arm or gripper')
+    kind: JointKind = setting(MISSING, 'arm or gripper')  # noqa: RUF009
     lower: float = setting(MISSING, 'lower position limit', 'rad or closed fraction')
     upper: float = setting(MISSING, 'upper position limit', 'rad or closed fraction')
     max_velocity: float = setting(MISSING, 'speed limit', 'rad/s or 1/s', above=0.0)
@@ -39,7 +39,7 @@ class JointConfig:
             self.to_joint()
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        if self.kind == 'gripper' and not (0.0 <= self.lower and self.upper <= 1.0):
+        if self.kind == 'gripper' and not (self.lower >= 0.0 and self.upper <= 1.0):
             raise ConfigError(
                 f'gripper {self.name!r} must have limits inside 0..1 (closed fraction), got '
                 f'{self.lower}..{self.upper}; put the unit of the robot into scale and offset '
@@ -54,8 +54,8 @@ class JointConfig:
 class JointMapping:
     """How a robot message names and measures one joint.
 
-    robot value = ``scale`` * model value + ``offset``; ``invert`` (grippers) first turns the closed
-    fraction into an open fraction.
+    robot value = ``scale`` * model value + ``offset``; ``invert`` (grippers) first turns the
+    closed fraction into an open fraction.
     """
 
     joint: str = setting(MISSING, 'name of the joint in this configuration')
@@ -175,6 +175,8 @@ class RobotConfig:
     def __post_init__(self) -> None:
         if not self.joints:
             raise ConfigError(f'robot {self.name!r} has no joints')
+        if not any(camera.required for camera in self.cameras):
+            raise ConfigError(f'robot {self.name!r} needs at least one camera with required: true')
         for what in ('joints', 'cameras', 'state_sources', 'sinks'):
             check_unique([item.name for item in getattr(self, what)], f'names of {what}')
         known = {joint.name for joint in self.joints}
@@ -189,7 +191,7 @@ class RobotConfig:
         mappings = [m for source in self.state_sources for m in source.joints]
         mappings += [m for sink in self.sinks for m in sink.joints]
         if wrong := sorted({m.joint for m in mappings if m.invert} - grippers):
-            raise ConfigError(f'invert is for grippers, flip the arm joints {wrong} with scale: -1')
+            raise ConfigError(f'invert is for grippers; flip arm joints {wrong} with scale: -1')
         for camera in self.cameras:
             if unknown := sorted(set(camera.moving_joints) - known):
                 raise ConfigError(

@@ -1,4 +1,4 @@
-"""How settings are declared: dataclass fields with default, unit, bounds and meaning. Knows none."""
+"""How settings are declared: dataclass fields with default, unit, bounds and meaning."""
 
 from __future__ import annotations
 

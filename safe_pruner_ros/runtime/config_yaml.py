@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from safe_pruner_ros.runtime.config import Config, PolicyConfig, PrunerConfig, RuntimeConfig
 from safe_pruner_ros.runtime.config_parameters import override

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from safe_pruner_ros.policies.policy import Policy
-from safe_pruner_ros.runtime.codes import Reason
-from safe_pruner_ros.runtime.command_guard import GuardVerdict
-from safe_pruner_ros.runtime.config import Config
-from safe_pruner_ros.runtime.observation_buffer import SourceStatistics
+from safe_pruner_ros.runtime.action_buffer import ActionBuffer
+from safe_pruner_ros.runtime.codes import Code, Reason
+from safe_pruner_ros.runtime.command_guard import CommandGuard, GuardVerdict
+from safe_pruner_ros.runtime.config import Config, check_policy_fits
+from safe_pruner_ros.runtime.inference_worker import InferenceWorker
+from safe_pruner_ros.runtime.observation_buffer import ObservationBuffer, SourceStatistics
+from safe_pruner_ros.runtime.stamps import CLOCK_JUMP_NS, seconds
 from safe_pruner_ros.runtime.step_report import LatencyStatistics, StepReport
 from safe_pruner_ros.types import CameraImage
 
 LoopState = Literal['RUN', 'HOLD', 'FAULT']
+_INSTRUCTION_CODES = (Code.INSTRUCTION_EMPTY, Code.INSTRUCTION_REFUSED)
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class ControlLoop:
     """Threads: store_* and set_instruction from callbacks, `tick` from the control timer, the
     policy in the worker thread. None of them waits for another.
 
-    Parts are public: ``buffer``, ``actions``, ``guard``, ``worker``.
+    Parts are public: ``buffer``, ``actions``, ``guard``, ``worker``. ``clock`` reads the node
+    clock, ``steady`` a monotonic one, both in ns.
     Raises ConfigError (check_policy_fits) when policy and robot do not fit.
     """
 
@@ -46,18 +52,61 @@ class ControlLoop:
         policy: Policy,
         clock: Callable[[], int],
         on_report: Callable[[StepReport], None] = lambda report: None,
-    ) -> None: ...
+        steady: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        check_policy_fits(policy.spec, config.robot)
+        runtime = config.runtime
+        self.buffer = ObservationBuffer(config.robot, runtime.buffer)
+        self.actions = ActionBuffer(
+            config.robot.layout, runtime.actions, runtime.control_period_ns
+        )
+        self.guard = CommandGuard(config.robot, runtime.guard, runtime.control_rate_hz)
+        self.worker = InferenceWorker(
+            policy,
+            self.buffer,
+            self.actions,
+            runtime.worker,
+            config.policy,
+            clock,
+            self._report,
+            self.guard.take_counts,
+            steady,
+        )
+        self.policy_step_ms = LatencyStatistics()
+        self.command_period_ms = LatencyStatistics()
+        self._on_report = on_report
+        self._steady = steady
+        self._max_clock_stop_s = runtime.worker.max_clock_stop_s
+        self._verdict = GuardVerdict('hold', (), None)
+        self._is_void = False
+        self._forget_clock()
+
+    def _forget_clock(self) -> None:
+        self._last_now_ns = 0
+        self._last_advance_ns = self._steady()
+        self._last_tick_ns: int | None = None
 
     def start(self) -> None:
         """Start the worker; the first command follows once everything is fresh."""
+        self._forget_clock()
+        self.worker.start()
 
     def stop(self, timeout_s: float = 2.0) -> bool:
         """Stop the worker and forget all data; False if the policy still computes."""
-        raise NotImplementedError
+        stopped = self.worker.stop(timeout_s)
+        self.buffer.clear()
+        self.guard.reset()
+        self.actions.executed(None, 0)
+        return stopped
+
+    # ---- callbacks
 
     def store_image(self, image: CameraImage, receive_ns: int) -> Reason | None:
         """`ObservationBuffer.store_image`, and wake the worker."""
-        raise NotImplementedError
+        reason = self.buffer.store_image(image, receive_ns)
+        if reason is None:
+            self.worker.notify()
+        return reason
 
     def store_joints(
         self,
@@ -68,31 +117,116 @@ class ControlLoop:
         receive_ns: int,
     ) -> Reason | None:
         """`ObservationBuffer.store_joints`."""
-        raise NotImplementedError
+        return self.buffer.store_joints(source, names, positions, stamp_ns, receive_ns)
 
     def set_instruction(self, text: str) -> Reason | None:
-        """`ObservationBuffer.set_instruction`; a change flushes the actions, forces a keyframe."""
-        raise NotImplementedError
+        """`ObservationBuffer.set_instruction`; a change flushes the actions of the old one."""
+        before = self.buffer.generation
+        reason = self.buffer.set_instruction(text)
+        if self.buffer.generation != before:
+            self.worker.void()
+            self.worker.notify()
+        return reason
+
+    # ---- control timer
 
     def tick(self, now_ns: int) -> GuardVerdict:
         """One control tick, at ``runtime.control_rate_hz``: send ``verdict.command`` if not None.
 
         ``now_ns`` is the node clock. A jump back clears everything and holds.
         """
-        raise NotImplementedError
+        self._measure_period()
+        reasons = self._clock_reasons(now_ns)
+        if not reasons:
+            not_ready = self.buffer.readiness(now_ns)
+            reasons = not_ready.reasons if not_ready else ()
+        # Data that was not good enough must not have led to actions: drop what is pending, once.
+        if reasons and not self._is_void:
+            self.worker.void()
+        self._is_void = bool(reasons)
+        reasons += self.worker.hold_reasons()
+        command = None if reasons else self.actions.command(now_ns)
+        verdict = self.guard.check(command, self.buffer.state(), now_ns, reasons)
+        sent = verdict.command
+        self.actions.executed(None if sent is None else sent.positions, now_ns)
+        self._verdict = verdict
+        return verdict
+
+    def _measure_period(self) -> None:
+        steady_ns = self._steady()
+        if self._last_tick_ns is not None:
+            self.command_period_ms.add((steady_ns - self._last_tick_ns) * 1e-6)
+        self._last_tick_ns = steady_ns
+
+    def _clock_reasons(self, now_ns: int) -> tuple[Reason, ...]:
+        """Watches the node clock against the steady one: missing, stopped, gone back."""
+        before_ns, self._last_now_ns = self._last_now_ns, now_ns
+        if now_ns != before_ns:
+            self._last_advance_ns = self._steady()
+        if now_ns <= 0:
+            text = 'the node clock is still zero; with use_sim_time, start what sends /clock'
+            return (Reason(Code.CLOCK_MISSING, text),)
+        if now_ns < before_ns - CLOCK_JUMP_NS:
+            self.buffer.clear()
+            self.guard.forget()
+            text = (
+                f'the node clock went back by {seconds(before_ns - now_ns):.2f} s; starting anew'
+            )
+            return (Reason(Code.CLOCK_JUMPED, text),)
+        stopped_s = seconds(self._steady() - self._last_advance_ns)
+        if stopped_s > self._max_clock_stop_s:
+            text = f'the node clock stands still since {stopped_s:.1f} s; is the simulator paused?'
+            return (Reason(Code.CLOCK_STOPPED, text),)
+        return ()
+
+    # ---- services
 
     def reset(self) -> None:
-        """Start of an episode, and the way out of FAULT."""
+        """Start of an episode, and the way out of FAULT. Earlier images and joints are dropped."""
+        self.worker.reset()
+        self.buffer.clear()
+        self.guard.reset()
+        self.actions.executed(None, 0)
 
-    def pause(self) -> None: ...
+    def pause(self) -> None:
+        """Hold the arms and compute nothing."""
+        self.worker.pause()
 
-    def resume(self) -> None: ...
+    def resume(self) -> None:
+        self.worker.resume()
 
-    def force_keyframe(self) -> None: ...
+    def force_keyframe(self) -> None:
+        """Run the next policy step unpruned."""
+        self.worker.force_keyframe()
+
+    # ---- reports
 
     def missing(self, now_ns: int) -> tuple[Reason, ...]:
         """Why activation must wait: every required source that has no fresh data."""
-        raise NotImplementedError
+        not_ready = self.buffer.readiness(now_ns)
+        reasons = not_ready.reasons if not_ready else ()
+        return tuple(reason for reason in reasons if reason.code not in _INSTRUCTION_CODES)
 
     def status(self, now_ns: int) -> LoopStatus:
-        raise NotImplementedError
+        report = self.worker.last_report
+        return LoopStatus(
+            state=self._state(),
+            reasons=self._verdict.reasons,
+            warnings=self.buffer.warnings(now_ns),
+            sources=self.buffer.statistics(now_ns),
+            instruction=self.buffer.instruction,
+            policy_step=report.step if report else 0,
+            policy_step_ms=self.policy_step_ms,
+            command_period_ms=self.command_period_ms,
+            last_report=report,
+        )
+
+    def _state(self) -> LoopState:
+        if self._verdict.is_fault:
+            return 'FAULT'
+        return 'HOLD' if self._verdict.action == 'hold' else 'RUN'
+
+    def _report(self, report: StepReport) -> None:
+        if report.succeeded:
+            self.policy_step_ms.add(report.latency_ms['total'])
+        self._on_report(report)

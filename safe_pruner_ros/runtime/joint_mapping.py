@@ -12,7 +12,7 @@ from safe_pruner_ros.runtime.config import SinkConfig, StateSourceConfig
 from safe_pruner_ros.types import FloatArray, JointCommand
 
 
-class StateRefused(ValueError):
+class StateError(ValueError):
     """A state message that must not be used; ``reason`` has the code."""
 
     def __init__(self, code: Code, text: str) -> None:
@@ -25,14 +25,14 @@ def state_values(
 ) -> dict[str, float]:
     """Message -> {joint: model value}; extra names are ignored, order does not matter.
 
-    Raises StateRefused: lengths differ, a needed name is missing or repeated, NaN or Inf, no names
+    Raises StateError: lengths differ, a needed name is missing or repeated, NaN or Inf, no names
     although the source is not ``positional``.
     """
     where = f'state source {source.name!r} ({source.topic})'
     if source.positional:
         names = [mapping.robot_name for mapping in source.joints]
     if len(names) != len(positions):
-        raise StateRefused(
+        raise StateError(
             Code.STATE_SIZE,
             f'{where}: {len(positions)} positions for {len(names)} names; '
             + (
@@ -44,7 +44,7 @@ def state_values(
     needed = [mapping.robot_name for mapping in source.joints]
     values = dict(zip(names, positions, strict=True))
     if missing := [name for name in needed if name not in values]:
-        raise StateRefused(
+        raise StateError(
             Code.STATE_NAMES,
             f'{where}: joints {missing} are missing, the message has {_short(sorted(values))}; '
             f'correct the driver or the name of these joints in the robot file',
@@ -52,19 +52,19 @@ def state_values(
     if len(values) != len(names):
         repeated = sorted({n for n in needed if list(names).count(n) > 1})
         if repeated:
-            raise StateRefused(
+            raise StateError(
                 Code.STATE_NAMES,
                 f'{where}: joints {repeated} appear more than once; two drivers may share a name',
             )
     if bad := [name for name in needed if not math.isfinite(values[name])]:
-        raise StateRefused(
+        raise StateError(
             Code.STATE_NONFINITE,
             f'{where}: {bad} are not finite ({[float(values[n]) for n in bad]}); '
             f'check the encoder or the driver',
         )
     result = {m.joint: m.to_model(float(values[m.robot_name])) for m in source.joints}
     if bad := [joint for joint, value in result.items() if not math.isfinite(value)]:
-        raise StateRefused(
+        raise StateError(
             Code.STATE_NONFINITE, f'{where}: {bad} overflow when scaled; check scale and driver'
         )
     return result

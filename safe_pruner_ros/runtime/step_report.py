@@ -1,4 +1,4 @@
-"""What one policy step did, and rolling latency percentiles. Everything shown or counted is this."""
+"""What one policy step did, and rolling latency percentiles. All that is shown comes from here."""
 
 from __future__ import annotations
 

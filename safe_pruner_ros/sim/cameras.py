@@ -32,7 +32,7 @@ def _labels(model: mujoco.MjModel) -> npt.NDArray[np.int64]:
 
 
 class ViewRenderer:
-    """Renders named cameras of one model. The GL context is made on first use; close() frees it."""
+    """Renders named cameras of one model. First use makes the GL context, close() frees it."""
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int) -> None:
         self._model = model
@@ -42,13 +42,20 @@ class ViewRenderer:
 
     def _scene(self, data: mujoco.MjData, camera: str) -> mujoco.Renderer:
         if self._renderer is None:
-            self._renderer = mujoco.Renderer(self._model, *self._size)
+            try:
+                self._renderer = mujoco.Renderer(self._model, *self._size)
+            except mujoco.FatalError as error:
+                raise RuntimeError(
+                    'no off-screen OpenGL: set MUJOCO_GL to osmesa or egl (and install it), or '
+                    'import safe_pruner_ros.sim before mujoco, which then chooses one'
+                ) from error
         self._renderer.update_scene(data, camera)
         return self._renderer
 
     def colour(self, data: mujoco.MjData, camera: str) -> UInt8Array:
         """RGB image, uint8 [H, W, 3]."""
-        return self._scene(data, camera).render().copy()
+        image: UInt8Array = self._scene(data, camera).render()
+        return image
 
     def segmentation(self, data: mujoco.MjData, camera: str) -> npt.NDArray[np.int64]:
         """Labels [H, W]: object index, -1 background or table, -2 tray, -3 robot."""

@@ -16,7 +16,14 @@ import numpy.typing as npt
 from safe_pruner_ros.sim import appearance, robot
 from safe_pruner_ros.sim.cameras import ViewRenderer
 from safe_pruner_ros.sim.objects import SceneObject
-from safe_pruner_ros.sim.scene import N_SLOTS, PHYSICS_STEP_S, TABLE_TOP_M, VIEWS, build_model
+from safe_pruner_ros.sim.scene import (
+    N_SLOTS,
+    OVERVIEW,
+    PHYSICS_STEP_S,
+    TABLE_TOP_M,
+    VIEWS,
+    build_model,
+)
 from safe_pruner_ros.sim.tasks.catalog import get_task
 from safe_pruner_ros.sim.tasks.task import SceneLayout
 from safe_pruner_ros.sim.world import WorldState
@@ -161,7 +168,7 @@ class DualArmEnv:
                 f'positions must be [{len(self.layout)}], got {list(positions.shape)}'
             )
         if not np.isfinite(positions).all():
-            bad = [n for n, p in zip(self.layout.names, positions, strict=True) if not np.isfinite(p)]
+            bad = [self.layout.names[k] for k in np.flatnonzero(~np.isfinite(positions))]
             raise ValueError(f'positions must be finite, not so for {bad}')
         move = np.clip(self._clipped(positions) - self._command, -self._max_move, self._max_move)
         for substep in range(1, self._substeps + 1):
@@ -197,11 +204,17 @@ class DualArmEnv:
 
     def render(self, view: str) -> UInt8Array:
         """RGB image of a view ('overview' is a bystander's camera), uint8 [H, W, 3]."""
+        self._check_view(view)
         return self._renderer.colour(self._data, view)
 
     def segmentation(self, view: str) -> npt.NDArray[np.int64]:
         """Labels [H, W]: object index, -1 background or table, -2 tray, -3 robot."""
+        self._check_view(view)
         return self._renderer.segmentation(self._data, view)
+
+    def _check_view(self, view: str) -> None:
+        if view not in (*VIEWS, OVERVIEW):
+            raise ValueError(f'unknown view {view!r}; known: {[*VIEWS, OVERVIEW]}')
 
     # ---- the task
 
@@ -230,7 +243,8 @@ class DualArmEnv:
 
     def object_position(self, index: int) -> FloatArray:
         """Centre of an object [3], m, world frame."""
-        return self._data.xpos[self._objects_body[index]].copy()
+        position: FloatArray = self._data.xpos[self._objects_body[index]].copy()
+        return position
 
     @property
     def success(self) -> bool:
@@ -270,11 +284,12 @@ class DualArmEnv:
         for hand, geoms in enumerate(self._hand_geoms):
             away = self._data.xpos[self._objects_body] - self._data.site_xpos[self._sites[hand]]
             for item in np.flatnonzero(np.linalg.norm(away, axis=1) < NEAR_HAND_M):
-                touch = [self._distance(geom, item) < TOUCH_M for geom in geoms]
+                touch = [self._distance(geom, int(item)) < TOUCH_M for geom in geoms]
                 touched[hand, item] = any(touch)
                 gripped[hand, item] = touch[0] and touch[1]
         return gripped, touched
 
     def _distance(self, geom: int, item: int) -> float:
         other = self._object_geoms[item]
-        return mujoco.mj_geomDistance(self._model, self._data, geom, other, 2 * TOUCH_M, None)
+        far = 2 * TOUCH_M  # nothing beyond is told apart
+        return float(mujoco.mj_geomDistance(self._model, self._data, geom, other, far, None))

@@ -72,10 +72,8 @@ class ScriptedExpert:
         self._homes = (home[:7], home[8:15])
         self._rotation = _hand_rotation()
 
-    def chunk(
-        self, target_index: int, chunk_size: int = 8, period_s: float = 0.1
-    ) -> FloatArray:
-        """Absolute joint targets [chunk_size, 16] in layout order; row k is due at (k+1) periods."""
+    def chunk(self, target_index: int, chunk_size: int = 8, period_s: float = 0.1) -> FloatArray:
+        """Absolute joint targets [chunk_size, 16] in layout order, row k due at (k+1) periods."""
         world = self._env.world()
         arms = self._observe(world)
         rows = np.empty((chunk_size, 16))
@@ -106,9 +104,7 @@ class ScriptedExpert:
         for index in range(2):
             gripped = np.flatnonzero(world.gripped[index])
             held = int(gripped[0]) if gripped.size else None
-            arms.append(
-                _Arm(world.joints[index], world.grippers[index], world.hands[index], held)
-            )
+            arms.append(_Arm(world.joints[index], world.grippers[index], world.hands[index], held))
         return arms
 
     def _acting(self, world: WorldState, arms: list[_Arm], target: int) -> int:
@@ -160,7 +156,7 @@ class ScriptedExpert:
         return _Arm(joints, gripper, kinematics.forward(joints)[0], held)
 
 
-def _grip_fraction(world: WorldState, index: int) -> float:
+def _grip_fraction(world: WorldState, index: int | np.integer) -> float:
     """Closed fraction at which the pads touch an object."""
     return 1.0 - world.objects[index].radius_m / robot.FINGER_TRAVEL_M
 
@@ -237,6 +233,7 @@ def _carry(world: WorldState, arm: _Arm, target: int) -> _Goal:
 
 def _give_back(world: WorldState, arm: _Arm, index: int) -> _Goal:
     """Put down an object that is not asked for, on the table and not in the tray."""
+    assert arm.held is not None
     place, half = world.positions[arm.held], world.objects[arm.held].half_height_m
     side = 1.0 if index == 0 else -1.0
     if side * (place[1] - world.tray[1]) < TRAY_HALF_SIZE_M + 0.05:

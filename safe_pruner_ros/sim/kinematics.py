@@ -50,7 +50,7 @@ class ArmKinematics:
     def step(
         self, joints: FloatArray, position: FloatArray, rotation: FloatArray, posture: FloatArray
     ) -> FloatArray:
-        """One least squares step [7] from ``joints`` towards a hand pose; not yet speed limited."""
+        """One least squares step [7] from ``joints`` to a hand pose; not yet speed limited."""
         here, turn = self.forward(joints)
         mujoco.mj_comPos(self._model, self._data)
         mujoco.mj_jacSite(
@@ -85,7 +85,7 @@ class ArmKinematics:
         posture: FloatArray,
         steps: int = 60,
     ) -> FloatArray:
-        """Joint values [7] for a hand pose, iterated from ``joints``; the closest if out of reach."""
+        """Joint values [7] for a hand pose, iterated from ``joints``; closest if out of reach."""
         for _ in range(steps):
             delta = self.step(joints, position, rotation, posture)
             joints = joints + delta * min(1.0, 0.3 / max(np.abs(delta).max(), 1e-9))

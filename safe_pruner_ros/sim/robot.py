@@ -89,10 +89,9 @@ def _axis(side: Side, number: int) -> str:
 
 def _joint(side: Side, number: int) -> str:
     lower, upper = arm_limits(side)[number - 1]
-    return (
-        f'<joint name="astribot_arm_{side}_joint_{number}" class="arm" axis="{_axis(side, number)}"'
-        f' range="{lower} {upper}"/>'
-    )
+    name = arm_joint_names(side)[number - 1]
+    axis = _axis(side, number)
+    return f'<joint name="{name}" class="arm" axis="{axis}" range="{lower} {upper}"/>'
 
 
 def arm_xml(side: Side) -> str:
@@ -109,15 +108,20 @@ def arm_xml(side: Side) -> str:
     <geom class="shell" type="sphere" size=".062" pos="0 0 -.01" material="white" mass=".5"/>
     <body name="{side}_upper_arm" gravcomp="1">
       {_joint(side, 3)}
-      <geom class="shell" type="capsule" size=".05" fromto="0 0 -.06 0 0 {-upper + 0.05}" material="white" mass="1.2"/>
-      <geom class="shell" type="cylinder" size=".052 .012" pos="0 0 {-upper * 0.5}" material="accent" mass=".1"/>
+      <geom class="shell" type="capsule" size=".05" fromto="0 0 -.06 0 0 {-upper + 0.05}"
+        material="white" mass="1.2"/>
+      <geom class="shell" type="cylinder" size=".052 .012" pos="0 0 {-upper * 0.5}"
+        material="accent" mass=".1"/>
       <body name="{side}_elbow" pos="0 0 {-upper}" gravcomp="1">
         {_joint(side, 4)}
-        <geom class="shell" type="cylinder" size=".05 .046" euler="1.5708 0 0" material="graphite" mass=".6"/>
+        <geom class="shell" type="cylinder" size=".05 .046" euler="1.5708 0 0"
+          material="graphite" mass=".6"/>
         <body name="{side}_forearm" gravcomp="1">
           {_joint(side, 5)}
-          <geom class="shell" type="capsule" size=".043" fromto="0 0 -.06 0 0 {-fore + 0.05}" material="white" mass=".8"/>
-          <geom class="shell" type="cylinder" size=".045 .01" pos="0 0 {-fore + 0.07}" material="accent" mass=".1"/>
+          <geom class="shell" type="capsule" size=".043" fromto="0 0 -.06 0 0 {-fore + 0.05}"
+            material="white" mass=".8"/>
+          <geom class="shell" type="cylinder" size=".045 .01" pos="0 0 {-fore + 0.07}"
+            material="accent" mass=".1"/>
           <body name="{side}_wrist" pos="0 0 {-fore}" gravcomp="1">
             {_joint(side, 6)}
             <geom class="shell" type="sphere" size=".036" material="graphite" mass=".3"/>
@@ -136,9 +140,12 @@ def _hand_xml(side: Side) -> str:
 <body name="{side}_hand" gravcomp="1" euler="0 {HAND_BEND} 0">
   {_joint(side, 7)}
   <geom class="shell" type="cylinder" size=".031 .03" pos="0 0 -.035" material="white" mass=".2"/>
-  <geom name="{side}_palm" class="touch" type="box" size=".026 .064 .016" pos="0 0 -.075" material="graphite" mass=".3"/>
-  <geom class="shell" type="box" size=".014 .016 .016" pos=".056 0 -.02" material="black" mass=".05"/>
-  <geom class="shell" type="box" size=".02 .006 .006" pos=".03 0 -.02" material="graphite" mass=".01"/>
+  <geom name="{side}_palm" class="touch" type="box" size=".026 .064 .016" pos="0 0 -.075"
+    material="graphite" mass=".3"/>
+  <geom class="shell" type="box" size=".014 .016 .016" pos=".056 0 -.02" material="black"
+    mass=".05"/>
+  <geom class="shell" type="box" size=".02 .006 .006" pos=".03 0 -.02" material="graphite"
+    mass=".01"/>
   <camera name="{side}_wrist" pos=".085 0 -.045" xyaxes="0 -1 0 .98 0 -.2" fovy="80"/>
   <site name="{side}_tcp" pos="0 0 {-TCP_M}" size=".004" group="4"/>
   {_finger_xml(side, 'L1', 1)}
@@ -151,17 +158,22 @@ def _finger_xml(side: Side, name: str, sign: int) -> str:
     return f"""
 <body name="{side}_finger_{name}" pos="0 {sign * FINGER_TRAVEL_M} 0" gravcomp="1">
   <joint name="{joint}" class="finger" axis="0 {-sign} 0"/>
-  <geom class="shell" type="box" size=".012 .006 .03" pos="0 {sign * 0.0085} -.115" material="graphite" mass=".02"/>
-  <geom name="{side}_pad_{name}" class="pad" type="box" size=".015 .005 .034" pos="0 {sign * 0.005} -.166"/>
+  <geom class="shell" type="box" size=".012 .006 .03" pos="0 {sign * 0.0085} -.115"
+    material="graphite" mass=".02"/>
+  <geom name="{side}_pad_{name}" class="pad" type="box" size=".015 .005 .034"
+    pos="0 {sign * 0.005} -.166"/>
 </body>"""
 
 
 DEFAULTS_XML = f"""
 <default class="arm"><joint type="hinge" armature=".1" damping="1" limited="true"/></default>
-<default class="finger"><joint type="slide" armature=".1" damping="2" range="0 {FINGER_TRAVEL_M}" limited="true"/></default>
+<default class="finger"><joint type="slide" armature=".1" damping="2"
+  range="0 {FINGER_TRAVEL_M}" limited="true"/></default>
 <default class="shell"><geom contype="0" conaffinity="0"/></default>
-<default class="touch"><geom contype="1" conaffinity="0" condim="4" friction="1 .02 .001"/></default>
-<default class="pad"><geom contype="1" conaffinity="0" condim="6" friction="1.6 .03 .002" mass=".03" solref=".008 1" solimp=".95 .99 .001" material="pad"/></default>
+<default class="touch"><geom contype="1" conaffinity="0" condim="4"
+  friction="1 .02 .001"/></default>
+<default class="pad"><geom contype="1" conaffinity="0" condim="6" friction="1.6 .03 .002"
+  mass=".03" solref=".008 1" solimp=".95 .99 .001" material="pad"/></default>
 """
 
 MATERIALS_XML = """
@@ -179,11 +191,13 @@ TORSO_XML = """
   <geom class="shell" type="cylinder" size=".22 .04" pos="-.12 0 .14" material="white"/>
   <geom class="shell" type="box" size=".06 .09 .36" pos="-.14 0 .52" material="graphite"/>
   <geom class="shell" type="ellipsoid" size=".10 .15 .24" pos="-.06 0 1.10" material="white"/>
-  <geom class="shell" type="capsule" size=".06" fromto="-.02 -.15 1.25 -.02 .15 1.25" material="white"/>
+  <geom class="shell" type="capsule" size=".06" fromto="-.02 -.15 1.25 -.02 .15 1.25"
+    material="white"/>
   <geom class="shell" type="cylinder" size=".035 .06" pos="-.05 0 1.36" material="graphite"/>
   <geom class="shell" type="ellipsoid" size=".095 .085 .11" pos="-.04 0 1.50" material="white"/>
   <geom class="shell" type="ellipsoid" size=".05 .066 .05" pos=".022 0 1.505" material="visor"/>
-  <geom class="shell" type="cylinder" size=".02 .004" pos=".036 0 1.16" euler="0 1.5708 0" material="accent"/>
+  <geom class="shell" type="cylinder" size=".02 .004" pos=".036 0 1.16" euler="0 1.5708 0"
+    material="accent"/>
 """
 
 
@@ -212,9 +226,10 @@ def actuators_xml() -> str:
 
 
 def mimic_xml() -> str:
-    """The second finger of each hand follows the first: the only equality constraints there are."""
+    """The second finger of each hand follows the first; there are no other equalities."""
     return ''.join(
-        f'<joint joint1="astribot_gripper_{side}_joint_R1" joint2="{gripper_joint_name(side)}"'
+        f'<joint joint1="astribot_gripper_{side}_joint_R1"'
+        f' joint2="{gripper_joint_name(side)}"'
         f' polycoef="0 1 0 0 0" solref=".008 1" solimp=".98 .999 .001"/>'
         for side in SIDES
     )

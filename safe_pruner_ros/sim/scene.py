@@ -21,6 +21,7 @@ TRAY_WALL_M = 0.022  # wall height above the table
 TRAY_CENTRE = (0.40, 0.0)
 PHYSICS_STEP_S = 0.004
 VIEWS = ('head', 'left_wrist', 'right_wrist')
+OVERVIEW = 'overview'  # a bystander's camera for pictures and videos, no policy input
 TABLE_MATERIALS = ('oak', 'walnut', 'birch', 'plain')
 
 
@@ -33,7 +34,8 @@ def _wood(rgb: tuple[float, float, float], seed: int, size: int = 256) -> UInt8A
     grain = np.sin(14 * across[:, None] + 0.5 * np.sin(along)[None, :])
     fibre = rng.normal(size=(size, 16)).repeat(size // 16, axis=1)
     shade = 1 + 0.06 * grain + 0.02 * fibre
-    return np.clip(255 * np.asarray(rgb) * shade[..., None], 0, 255).astype(np.uint8)
+    pixels: UInt8Array = np.clip(255 * np.asarray(rgb) * shade[..., None], 0, 255).astype(np.uint8)
+    return pixels
 
 
 WOODS = {'oak': (0.78, 0.62, 0.44), 'walnut': (0.52, 0.38, 0.28), 'birch': (0.88, 0.80, 0.68)}
@@ -81,7 +83,8 @@ def scene_xml() -> str:
 <mujoco model="dual_arm_table">
   <compiler angle="radian" autolimits="true"/>
   <statistic extent="1" center=".3 0 .9" meansize=".05"/>
-  <option timestep="{PHYSICS_STEP_S}" integrator="implicitfast" cone="elliptic" impratio="10" iterations="50">
+  <option timestep="{PHYSICS_STEP_S}" integrator="implicitfast" cone="elliptic" impratio="10"
+    iterations="50">
     <flag midphase="disable"/>
   </option>
   <visual>
@@ -92,12 +95,16 @@ def scene_xml() -> str:
   </visual>
   <default>
     {robot.DEFAULTS_XML}
-    <default class="world"><geom contype="2" conaffinity="3" condim="4" friction=".8 .01 .001"/></default>
-    <default class="object"><geom contype="2" conaffinity="3" condim="6" friction="1 .01 .001" solref=".008 1"/></default>
+    <default class="world"><geom contype="2" conaffinity="3" condim="4"
+      friction=".8 .01 .001"/></default>
+    <default class="object"><geom contype="2" conaffinity="3" condim="6" friction="1 .01 .001"
+      solref=".008 1"/></default>
   </default>
   <asset>
-    <texture name="sky" type="skybox" builtin="gradient" rgb1=".80 .86 .92" rgb2=".45 .52 .60" width="64" height="384"/>
-    <texture name="floor" type="2d" builtin="checker" rgb1=".62 .64 .66" rgb2=".56 .58 .60" width="128" height="128"/>
+    <texture name="sky" type="skybox" builtin="gradient" rgb1=".80 .86 .92" rgb2=".45 .52 .60"
+      width="64" height="384"/>
+    <texture name="floor" type="2d" builtin="checker" rgb1=".62 .64 .66" rgb2=".56 .58 .60"
+      width="128" height="128"/>
     <material name="floor" texture="floor" texrepeat="8 8"/>
     <material name="wall" rgba=".82 .84 .86 1"/>
     {woods}
@@ -106,9 +113,12 @@ def scene_xml() -> str:
     {robot.MATERIALS_XML}
   </asset>
   <worldbody>
-    <light name="key" type="directional" pos="0 .6 3" dir=".2 -.3 -1" diffuse=".55 .55 .53" specular=".15 .15 .15" castshadow="false"/>
-    <light name="fill" type="directional" pos="1 -1 3" dir="-.3 .5 -.8" diffuse=".22 .22 .25" specular="0 0 0" castshadow="false"/>
-    <geom name="table" class="world" type="box" size="{half_x} {half_y} .02" pos="{x} {y} {top - 0.02}" material="plain"/>
+    <light name="key" type="directional" pos="0 .6 3" dir=".2 -.3 -1" diffuse=".55 .55 .53"
+      specular=".15 .15 .15" castshadow="false"/>
+    <light name="fill" type="directional" pos="1 -1 3" dir="-.3 .5 -.8" diffuse=".22 .22 .25"
+      specular="0 0 0" castshadow="false"/>
+    <geom name="table" class="world" type="box" size="{half_x} {half_y} .02"
+      pos="{x} {y} {top - 0.02}" material="plain"/>
     {legs}
     <camera name="head" pos=".10 0 1.44" xyaxes="0 -1 0 .87 0 .48" fovy="60"/>
     <camera name="overview" pos="1.55 -.95 1.65" xyaxes=".55 .84 0 -.42 .27 .87" fovy="45"/>

@@ -29,22 +29,22 @@ class TrainingRecipe:
     task: str = 'pick_place'
     seed: int = 0
     vision_episodes: int = 320
-    vision_steps: int = 800
+    vision_steps: int = 750
     vision_batch: int = 64
-    demonstration_episodes: int = 1400
+    demonstration_episodes: int = 1000
     label_stride: int = 2
     noisy_share: float = 0.5
     noise_rad: float = 0.04
     batch: int = 64
+    compile: bool = True
     stages: tuple[DepthStage, ...] = (
-        DepthStage(n_layers=4, steps=1400, matrix_lr=4e-3, other_lr=2e-3, final_multiplier=0.5),
-        DepthStage(n_layers=12, steps=1000, matrix_lr=2e-3, other_lr=1e-3, final_multiplier=0.02),
+        DepthStage(n_layers=4, steps=1300, matrix_lr=4e-3, other_lr=2e-3, final_multiplier=0.4),
+        DepthStage(n_layers=12, steps=750, matrix_lr=2e-3, other_lr=1e-3, final_multiplier=0.02),
     )
     coverage_weight: float = 0.5
     position_weight: float = 0.5
     ema_decay: float = 0.995
-    dagger_episodes: int = 300
-    dagger_after_steps: int = 300
+    dagger_episodes: int = 200
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -60,5 +60,5 @@ def smoke_recipe() -> TrainingRecipe:
         batch=8,
         stages=(DepthStage(2, 3, 2e-3, 1e-3, 1), DepthStage(4, 4, 2e-3, 1e-3, 1)),
         dagger_episodes=2,
-        dagger_after_steps=2,
+        compile=False,
     )

@@ -1,7 +1,7 @@
 """`safe-pruner train`: the shipped weights from nothing, in one resumable schedule.
 
 0. pictures of expert episodes -> 1. vision tower -> 2. demonstrations -> 3. decoder, growing in
-depth, with one DAgger round inside the last stage -> 4. export without the auxiliary heads.
+depth, with one DAgger round before the last stage -> 4. export without the auxiliary heads.
 Every stage leaves a file when it is complete; a killed run continues where it was.
 """
 
@@ -64,19 +64,13 @@ def train(recipe: TrainingRecipe, run: Path, processes: int) -> Path:
     _say(began, f'{len(data)} labelled frames are there')
 
     for number, stage in enumerate(recipe.stages):
-        last = number == len(recipe.stages) - 1
-        stops = [min(recipe.dagger_after_steps, stage.steps), stage.steps] if last else [stage.steps]
-        for stop in stops:
-            if _progress(run) < (number, stop):
-                launch(
-                    imitation.train_stage,
-                    processes, recipe, number, stop, config, TEMPLATES, run,
-                )  # fmt: skip
-            if last and stop < stage.steps and not (run / 'corrections.json').exists():
-                model = trained_model(run, config, recipe)
-                rate = collect.collect_corrections(recipe, corrections, model, run, processes)
-                (run / 'corrections.json').write_text(json.dumps({'success_rate': rate}))
-                _say(began, f'policy solved {rate:.0%} of the scenes it was corrected in')
+        if number == len(recipe.stages) - 1 and not (run / 'corrections.json').exists():
+            model = trained_model(run, config, recipe)
+            rate = collect.collect_corrections(recipe, corrections, model, run, processes)
+            (run / 'corrections.json').write_text(json.dumps({'success_rate': rate}))
+            _say(began, f'policy solved {rate:.0%} of the scenes it was corrected in')
+        if _progress(run) < (number, stage.steps):
+            launch(imitation.train_stage, processes, recipe, number, config, TEMPLATES, run)
         _say(began, f'decoder stage {number} ({stage.n_layers} layers) is trained')
 
     target = run / 'embedded.safetensors'

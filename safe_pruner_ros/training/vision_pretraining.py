@@ -1,7 +1,9 @@
 """Stage 1: the vision tower learns from simulator segmentation what a patch shows and where.
 
-Dense targets for each patch: the share of its pixels that each object kind, the tray and the robot
-cover, the offset to the centroid of what it shows, and its coarse colours (4 x 4 RGB).
+Dense targets for each patch: the share of its pixels that objects, the tray and the robot cover;
+which kind its largest object is; the offsets to the centroids of that object and of the tray; and
+its coarse colours (4 x 4 RGB). The kind is a softmax over patches that show an object: as shares
+of all patches, kinds are so rare that the tower learned where things are but not what they are.
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ class DenseHeads(nn.Module):
 
     def __init__(self, width: int, n_kinds: int) -> None:
         super().__init__()
-        self.sizes = (n_kinds + 2, (n_kinds + 1) * 2, 48)
+        self.sizes = (3, n_kinds, 4, 48)
         self.net = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, sum(self.sizes))
         )
 
-    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        coverage, offset, colour = self.net(tokens).split(self.sizes, dim=-1)
-        return coverage, offset.unflatten(-1, (-1, 2)), colour
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """[B, N, C] -> shares [.., 3], kinds [.., n], offsets [.., 2, 2], colours [.., 48]."""
+        shares, kinds, offsets, colours = self.net(tokens).split(self.sizes, dim=-1)
+        return shares, kinds, offsets.unflatten(-1, (2, 2)), colours
 
 
 def dense_loss(
@@ -41,18 +44,30 @@ def dense_loss(
     images: torch.Tensor,
     coverage: torch.Tensor,
     offset: torch.Tensor,
-) -> torch.Tensor:
-    """Images [B, 3, H, W]; coverage [B, N, kinds + 2]; offset [B, N, kinds + 1, 2]."""
-    predicted, predicted_offset, predicted_colour = heads(tokens)
-    rare = 1 + 4 * (coverage[..., :-1] > MIN_COVERAGE).float()
-    weight = torch.cat([rare, torch.ones_like(coverage[..., -1:])], dim=-1)
-    loss = F.binary_cross_entropy_with_logits(predicted, coverage, weight=weight) * 10
-    shown = (coverage[..., :-1] > MIN_COVERAGE)[..., None].float()
-    loss = loss + ((predicted_offset - offset).abs() * shown).sum() / shown.sum().clamp(min=1)
+) -> tuple[torch.Tensor, float]:
+    """Loss, and the share of object patches whose kind is right.
+
+    Images [B, 3, H, W]; coverage [B, N, kinds + 2]; offset [B, N, kinds + 1, 2].
+    """
+    shares, kinds, offsets, colours = heads(tokens)
+    objects, others = coverage[..., :-2], coverage[..., -2:]
+    largest = objects.argmax(-1)
+    target_shares = torch.cat([objects.sum(-1, keepdim=True), others], dim=-1).clamp(max=1)
+    loss = 2 * F.binary_cross_entropy_with_logits(shares, target_shares)
+
+    shown = objects.amax(-1) > MIN_COVERAGE
+    loss = loss + F.cross_entropy(kinds[shown], largest[shown])
+    right = (kinds[shown].argmax(-1) == largest[shown]).float().mean()
+
+    own = offset.gather(2, largest[..., None, None].expand(*largest.shape, 1, 2))
+    target_offsets = torch.cat([own, offset[..., -1:, :]], dim=2)
+    visible = torch.stack([shown, others[..., 0] > MIN_COVERAGE], dim=-1)
+    loss = loss + (offsets - target_offsets).abs()[visible].mean()
+
     grid = int(tokens.shape[1] ** 0.5)
     small = F.adaptive_avg_pool2d(images, grid * 4)
-    colour = F.unfold(small, 4, stride=4).transpose(1, 2)
-    return loss + F.l1_loss(predicted_colour, colour) * 2
+    target_colours = F.unfold(small, 4, stride=4).transpose(1, 2)
+    return loss + 2 * F.l1_loss(colours, target_colours), float(right)
 
 
 def jitter(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -84,7 +99,7 @@ def _train(rank: int, processes: int, recipe: TrainingRecipe, folder: Path, widt
         pick = np.sort(rng.choice(len(images), size, replace=False))
         clean = torch.from_numpy(images[pick]).permute(0, 3, 1, 2).float() / 255
         tokens = tower(jitter(clean, generator))
-        loss = dense_loss(
+        loss, right = dense_loss(
             heads,
             tokens,
             clean,
@@ -96,9 +111,12 @@ def _train(rank: int, processes: int, recipe: TrainingRecipe, folder: Path, widt
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        curve.append(float(loss.detach()))
+        curve.append((float(loss.detach()), right))
         if rank == 0 and (step + 1) % 50 == 0:
-            print(f'vision step {step + 1}: loss {np.mean(curve[-50:]):.4f}', flush=True)
+            recent, accuracy = np.mean(curve[-50:], axis=0)
+            print(
+                f'vision step {step + 1}: loss {recent:.4f}, kind right {accuracy:.3f}', flush=True
+            )
     if rank == 0:
         state = {'tower': tower.state_dict(), 'heads': heads.state_dict(), 'curve': curve}
         torch.save(state, folder / 'tower.partial')

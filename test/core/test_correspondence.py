@@ -72,6 +72,16 @@ def test_identical_tokens_stay_where_they_are(layout):
     assert got.keyframe_index.tolist() == list(range(20))
 
 
+def test_nearly_identical_tokens_stay_too(layout):
+    """Cosines that differ by rounding alone must not send tokens across the image."""
+    noise = features_of(layout)
+    reference = ReferenceTokens.of(1 + 3e-4 * noise, layout)
+    blank = torch.ones(20, 16)
+    exact = (unit_rows(blank) @ reference.unit_features.T).argmax(dim=1)
+    assert exact.tolist() != list(range(20))
+    assert match_tokens(blank, reference).keyframe_index.tolist() == list(range(20))
+
+
 def test_joint_may_cross_views_and_per_view_may_not(layout):
     reference = features_of(layout)
     current = reference.flip(0)

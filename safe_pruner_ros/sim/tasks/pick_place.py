@@ -36,7 +36,7 @@ TEMPLATES = (
     'take the {object} to the tray',
 )
 X_RANGE_M = (0.29, 0.52)
-ABS_Y_RANGE_M = (0.175, 0.34)  # clear of the tray and of the midline: the near arm is never in doubt
+ABS_Y_RANGE_M = (0.175, 0.34)  # clear of the tray and the midline: no doubt which arm is near
 SPACING_M = 0.095  # between centres: room for an open finger (6 cm from the hand's middle)
 TRAY_JITTER_M = 0.015
 REST_SPEED = 0.05  # m/s

@@ -47,7 +47,7 @@ def in_tray(world: WorldState, index: int) -> bool:
     x, y, z = world.positions[index] - world.tray
     inner = TRAY_HALF_SIZE_M - 0.008
     height = world.objects[index].half_height_m
-    return abs(x) < inner and abs(y) < inner and 0.0 < z < height + 0.03
+    return bool(abs(x) < inner and abs(y) < inner and 0.0 < z < height + 0.03)
 
 
 def holder(world: WorldState, index: int) -> int | None:

@@ -1,0 +1,312 @@
+"""`safe-pruner`: one command line for everything beside the node.
+
+Sits on top of every room and imports each only when its command runs, so that `--help` is instant
+and a missing ROS 2 is no obstacle to training or evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+PROGRAM = 'safe-pruner'
+USER_ERROR = 2
+FAILED = 1
+INTERRUPTED = 130
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class UsageError(ValueError):
+    """What the user asked for cannot be done; the message says why and what to do."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: the process's own) and return its exit code.
+
+    0 done, 1 it ran and failed, 2 the request was wrong, 130 interrupted.
+    """
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    command: Command = parsed.command
+    try:
+        return command(parsed)
+    except KeyboardInterrupt:
+        print(f'{PROGRAM} {parsed.name}: interrupted', file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (ValueError, FileNotFoundError) as error:  # the package's word for wrong requests
+        if parsed.debug:
+            raise
+        print(f'{PROGRAM} {parsed.name}: error: {error}', file=sys.stderr)
+        return USER_ERROR
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description='SAFE-Pruner on a simulated dual-arm robot: watch it, train it, measure it.',
+        epilog=f'"{PROGRAM} COMMAND --help" describes each command.',
+    )
+    parser.add_argument('--debug', action='store_true', help='show tracebacks of wrong requests')
+    commands = parser.add_subparsers(metavar='COMMAND', required=True, dest='name')
+    _add_demo(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_benchmark(commands)
+    return parser
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, except those that say nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in ('', None, False, []):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def _add(
+    commands: Any, name: str, command: Command, summary: str, details: str = ''
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f'{summary[0].upper()}{summary[1:]}. {details}',
+        formatter_class=_HelpFormatter,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--policy', default='embedded', help='policy backend')
+    parser.add_argument('--checkpoint', default='', help='weights file; empty: the shipped ones')
+    parser.add_argument('--device', default='cpu', help='torch device: cpu, cuda, cuda:0')
+    parser.add_argument(
+        '--set',
+        dest='settings',
+        action='append',
+        default=[],
+        metavar='NAME=VALUE',
+        help='a setting of the pruning method, e.g. similarity_threshold=0.5; repeatable; '
+        'METHOD.NAME=VALUE sets it for one method only',
+    )
+
+
+# ---- demo
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _add(
+        commands,
+        'demo',
+        _demo,
+        'five episodes of the simulated robot under the real node, over DDS',
+        'Writes summary.json, overlay.mp4 and timeline.png. Exit code 0 when at least '
+        'four of five succeed.',
+    )
+    parser.add_argument('--out', type=Path, default=Path('out/demo'), help='where results go')
+    parser.add_argument('--seeds', default='', help='scenes, e.g. 800000:800005; empty: the usual')
+    parser.add_argument('--method', default='safe_pruner', help='pruning method')
+    parser.add_argument('--retention', type=float, default=0.3, help='share of visual tokens kept')
+    parser.add_argument('--checkpoint', default='', help='weights file; empty: the shipped ones')
+    parser.add_argument('--timeout', type=float, default=270.0, help='give up after, s')
+    parser.add_argument('--plain', action='store_true', help='plain lines instead of a live view')
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    return int(_import_ros('demo').main(arguments))
+
+
+def _import_ros(name: str) -> Any:
+    """A module of the ros room; UsageError where ROS 2 is not set up."""
+    try:
+        return import_module(f'safe_pruner_ros.ros.{name}')
+    except ImportError as error:
+        raise UsageError(
+            f'this needs ROS 2 and the built package ({error}); run "make setup" once, then '
+            f'"scripts/with_env {PROGRAM} ..."'
+        ) from error
+
+
+# ---- train
+
+
+def _add_train(commands: Any) -> None:
+    parser = _add(
+        commands,
+        'train',
+        _train,
+        "train the embedded policy from nothing on the expert's demonstrations",
+        'Made demonstrations and half-done training are found in --out and continued.',
+    )
+    parser.add_argument('--out', type=Path, default=Path('runs/embedded'), help='run folder')
+    parser.add_argument(
+        '--processes', type=int, default=os.cpu_count() or 1, help='worker processes; one a core'
+    )
+    parser.add_argument('--device', default='cpu', help='torch device: cpu, cuda, cuda:0')
+    parser.add_argument('--seed', type=int, default=0, help='scenes, initial weights and order')
+    parser.add_argument(
+        '--smoke', action='store_true', help='minutes long: every stage runs, nothing is learnt'
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    _at_least('--processes', arguments.processes, 1)
+    _at_least('--seed', arguments.seed, 0)
+    return int(import_module('safe_pruner_ros.training.run').main(arguments))
+
+
+# ---- evaluate
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _add(
+        commands,
+        'evaluate',
+        _evaluate,
+        'closed-loop success of pruning methods on the same scenes, with confidence',
+        'A run that was stopped goes on where it was when the command is repeated; a run with '
+        'more methods, ratios or seeds adds to the same folder.',
+    )
+    parser.add_argument('--task', default='pick_place', help='task')
+    parser.add_argument(
+        '--methods', default='unpruned,safe_pruner,random,fastv', help='comma separated'
+    )
+    parser.add_argument('--retention', default='0.3', help='ratios in (0, 1], comma separated')
+    parser.add_argument(
+        '--seeds', default='', help='scenes: 900000:900200 (end excluded) or 900000,900007; '
+        'empty: the first 200 of the split'
+    )  # fmt: skip
+    parser.add_argument(
+        '--split', default='', help='validation (for choices) or test (for reported numbers '
+        'only); empty: as the seeds say, else validation'
+    )  # fmt: skip
+    parser.add_argument(
+        '--each-object', action='store_true', help='name each object of each scene in turn'
+    )
+    parser.add_argument('--baseline', default='unpruned', help='what differences are taken to')
+    parser.add_argument('--max-policy-steps', type=int, default=30, help='give up after')
+    parser.add_argument(
+        '--execution-horizon', type=int, default=0, help='actions of a chunk used; 0: the policy\'s'
+    )
+    parser.add_argument(
+        '--latency-ticks', type=int, default=0, help='control ticks from picture to first action'
+    )
+    parser.add_argument('--jobs', type=int, default=0, help='worker processes; 0: one a core')
+    parser.add_argument('--out', type=Path, default=Path('out/evaluate'), help='results folder')
+    _add_policy_arguments(parser)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    _at_least('--jobs', arguments.jobs, 0)
+    plan_module = import_module('safe_pruner_ros.evaluation.plan')
+    recipe = import_module('safe_pruner_ros.training.recipe')
+    splits = {'validation': recipe.VALIDATION_SEEDS, 'test': recipe.TEST_SEEDS}
+    seeds, split = plan_module.choose_seeds(arguments.seeds, arguments.split, splits)
+    methods, settings = _names(arguments.methods), plan_module.parse_settings(arguments.settings)
+    cells = plan_module.build_cells(methods, _ratios(arguments.retention), settings)
+    if arguments.baseline not in methods and arguments.baseline != 'unpruned':
+        raise UsageError(f'--baseline {arguments.baseline} is not among --methods {methods}')
+    import_module('safe_pruner_ros.sim.tasks.catalog').get_task(arguments.task)
+
+    rollout = import_module('safe_pruner_ros.evaluation.rollout')
+    evaluate = import_module('safe_pruner_ros.evaluation.evaluate')
+    asked: tuple[int | None, ...] = (None,)
+    if arguments.each_object:
+        asked = tuple(range(evaluate.count_objects(arguments.task, seeds[0])))
+    plan = plan_module.EvaluationPlan(
+        task=arguments.task,
+        cells=cells,
+        seeds=seeds,
+        split=split,
+        asked_objects=asked,
+        policy=arguments.policy,
+        checkpoint=arguments.checkpoint,
+        device=arguments.device,
+        rollout=rollout.RolloutSettings(
+            arguments.max_policy_steps, arguments.execution_horizon, arguments.latency_ticks
+        ),
+        settings=settings,
+    )
+    evaluate.check_plan(plan)
+    try:
+        evaluate.evaluate(plan, arguments.out, arguments.jobs, arguments.baseline)
+    except evaluate.WorkerDied as error:
+        print(f'{PROGRAM} evaluate: {error}', file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f'\nfinished episodes are in {arguments.out}; repeat the command to go on')
+        raise
+    print((arguments.out / 'summary.md').read_text())
+    return 0
+
+
+# ---- benchmark
+
+
+def _add_benchmark(commands: Any) -> None:
+    parser = _add(
+        commands,
+        'benchmark',
+        _benchmark,
+        'latency of a policy step, unpruned and pruned side by side in one run',
+        'With --ros: what the node adds, from camera to command, without a model.',
+    )
+    parser.add_argument('--method', default='safe_pruner', help='pruning method to compare')
+    parser.add_argument('--retention', type=float, default=0.3, help='share of visual tokens kept')
+    parser.add_argument('--threads', default='2', help='torch threads, comma separated')
+    parser.add_argument('--episodes', type=int, default=4, help='recorded scenes to replay')
+    parser.add_argument('--rounds', type=int, default=20, help='replays of them')
+    parser.add_argument('--task', default='pick_place', help='task')
+    parser.add_argument('--ros', action='store_true', help='measure the node instead of a policy')
+    parser.add_argument('--seconds', type=float, default=30.0, help='length of the --ros run, s')
+    parser.add_argument('--out', type=Path, default=Path('out/benchmark'), help='results folder')
+    _add_policy_arguments(parser)
+
+
+def _benchmark(arguments: argparse.Namespace) -> int:
+    if arguments.ros:
+        return int(_import_ros('benchmark').main(arguments))
+    for name in ('rounds', 'episodes'):
+        _at_least(f'--{name}', getattr(arguments, name), 1)
+    return int(import_module('safe_pruner_ros.evaluation.benchmark').main(arguments))
+
+
+# ---- values
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(',') if name.strip()]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f'given twice: {repeated}')
+    return names
+
+
+def _ratios(text: str) -> list[float]:
+    try:
+        return [float(ratio) for ratio in _names(text)]
+    except ValueError as error:
+        raise UsageError(f'--retention takes numbers like 0.3,0.1, got {text!r}') from error
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise UsageError(f'{name} must be at least {least}, got {value}')
+
+
+def run() -> NoReturn:
+    """Entry point of the installed command."""
+    sys.exit(main())
+
+
+if __name__ == '__main__':
+    run()

@@ -1,0 +1,64 @@
+"""`safe-pruner benchmark`: policy step latency, written as JSON beside a Markdown table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import datetime, timezone
+
+from safe_pruner_ros.evaluation.latency import markdown_table, ratio_line, run_benchmark
+from safe_pruner_ros.evaluation.plan import build_cells, parse_settings
+from safe_pruner_ros.evaluation.provenance import git_commit, machine
+from safe_pruner_ros.evaluation.results import to_json
+from safe_pruner_ros.sim.env import DualArmEnv
+
+FIRST_SEED = 800_100  # of scenes that serve neither training nor any choice or reported rate
+
+
+def parse_threads(text: str) -> list[int]:
+    """'1,2' -> [1, 2]; ValueError unless all are at least 1."""
+    try:
+        threads = [int(part) for part in text.split(',')]
+    except ValueError:
+        threads = []
+    if not threads or min(threads) < 1:
+        raise ValueError(f'--threads takes counts like 1,2, got {text!r}')
+    return threads
+
+
+def main(arguments: argparse.Namespace) -> int:
+    threads = parse_threads(arguments.threads)
+    settings = parse_settings(arguments.settings)
+    cell = build_cells([arguments.method], [arguments.retention], settings)[0]
+    seeds = range(FIRST_SEED, FIRST_SEED + arguments.episodes)
+    with DualArmEnv(arguments.task) as env:
+        result = run_benchmark(
+            env,
+            cell,
+            threads,
+            seeds,
+            arguments.rounds,
+            arguments.policy,
+            arguments.checkpoint,
+            arguments.device,
+        )
+    result |= {
+        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        'command': 'safe-pruner ' + ' '.join(sys.argv[1:]),
+        'commit': git_commit(),
+        'machine': machine(),
+    }
+    text = ''
+    for count in threads:
+        found = result['threads'][str(count)]
+        text += (
+            f'{cell.method} at {cell.retention_ratio:g}, {arguments.device}, {count} torch '
+            f'thread{"s" if count > 1 else ""}, ms:\n\n{markdown_table(found)}\n'
+            f'{ratio_line(found)}\n\n'
+        )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / 'policy_step.json').write_text(to_json(result) + '\n')
+    (arguments.out / 'policy_step.md').write_text(text)
+    print(text)
+    print(f'written to {arguments.out / "policy_step.json"}')
+    return 0

@@ -1,0 +1,211 @@
+"""What an evaluation runs: cells (a method at a ratio) x scenes, checked before anything starts."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safe_pruner_ros.core.catalog import METHODS, accepted_settings
+from safe_pruner_ros.evaluation.provenance import file_sha256
+from safe_pruner_ros.evaluation.results import EpisodeKey
+from safe_pruner_ros.evaluation.rollout import RolloutSettings
+
+DEFAULT_EPISODES = 200
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method with the settings of its pruner, ``retention_ratio`` among them where it has one."""
+
+    method: str
+    retention_ratio: float
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to run. Everything a worker process needs, and nothing that is not picklable."""
+
+    task: str
+    policy: str
+    checkpoint: str
+    device: str
+    cell: Cell
+    seed: int
+    asked_object: int | None
+    rollout: RolloutSettings
+
+    @property
+    def key(self) -> EpisodeKey:
+        cell = self.cell
+        return self.task, cell.method, cell.retention_ratio, self.seed, self.asked_object
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """``asked_objects``: (None,) keeps each scene's own target; otherwise each of these objects is
+    named in turn. ``split``: which seed range the scenes are from, '' if none."""
+
+    task: str
+    cells: tuple[Cell, ...]
+    seeds: tuple[int, ...]
+    split: str = ''
+    asked_objects: tuple[int | None, ...] = (None,)
+    policy: str = 'embedded'
+    checkpoint: str = ''
+    device: str = 'cpu'
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def jobs(self) -> Iterator[Job]:
+        """Scene by scene, so that a run that is cut short still has pairs to compare."""
+        for seed in self.seeds:
+            for asked_object in self.asked_objects:
+                for cell in self.cells:
+                    yield Job(
+                        self.task, self.policy, self.checkpoint, self.device, cell, seed,
+                        asked_object, self.rollout,
+                    )  # fmt: skip
+
+    def config(self) -> dict[str, Any]:
+        """What must be the same for all episodes of a results folder. Methods, ratios and seeds
+        are not part of it: a folder may grow by them."""
+        checkpoint = Path(self.checkpoint) if self.checkpoint else _shipped_weights(self.policy)
+        return {
+            'task': self.task,
+            'policy': self.policy,
+            'checkpoint': self.checkpoint or 'shipped',
+            'checkpoint_sha256': file_sha256(checkpoint) if checkpoint.is_file() else '',
+            'device': self.device,
+            'split': self.split,
+            'each_object': self.asked_objects != (None,),
+            'max_policy_steps': self.rollout.max_policy_steps,
+            'execution_horizon': self.rollout.execution_horizon,
+            'latency_ticks': self.rollout.latency_ticks,
+            'settings': dict(self.settings),
+        }
+
+
+def _shipped_weights(policy: str) -> Path:
+    if policy != 'embedded':
+        return Path()
+    from safe_pruner_ros.policies.embedded import SHIPPED_WEIGHTS
+
+    return SHIPPED_WEIGHTS
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """'900000:900200' (end not included), '900000:900200:2', or '900000,900007'; sorted, unique."""
+    seeds: set[int] = set()
+    for part in text.split(','):
+        numbers = part.split(':')
+        try:
+            values = [int(number) for number in numbers]
+        except ValueError:
+            raise ValueError(
+                f'seeds must be like 900000:900200 or 900000,900007, got {text!r}'
+            ) from None
+        if len(values) > 3 or (len(values) == 3 and values[2] < 1):
+            raise ValueError(f'a seed range is start:end or start:end:step, got {part!r}')
+        found = range(*values) if len(values) > 1 else values
+        if not found:
+            raise ValueError(f'the seed range {part!r} is empty: its end must lie above its start')
+        seeds.update(found)
+    if min(seeds) < 0:
+        raise ValueError(f'seeds must not be negative, got {min(seeds)}')
+    return tuple(sorted(seeds))
+
+
+def choose_seeds(
+    text: str, split: str, splits: Mapping[str, range]
+) -> tuple[tuple[int, ...], str]:
+    """(seeds, split name) from the two command line arguments, '' where the user gave none.
+
+    Without seeds the first 200 of the split are taken; without either, of 'validation', because
+    test scenes are for reported numbers only and must be asked for. Raises ValueError when seeds
+    lie outside the split, or in none.
+    """
+    if split and split not in splits:
+        raise ValueError(f'unknown split {split!r}; choose from {sorted(splits)}')
+    if not text:
+        split = split or 'validation'
+        return tuple(splits[split][:DEFAULT_EPISODES]), split
+    seeds = parse_seeds(text)
+    home = {name for name, span in splits.items() if seeds[0] in span and seeds[-1] in span}
+    if split and split not in home:
+        span = splits[split]
+        raise ValueError(
+            f'seeds {seeds[0]} to {seeds[-1]} are not all in the {split} split, '
+            f'{span.start}:{span.stop}'
+        )
+    if not home:
+        spans = ', '.join(f'{name} {span.start}:{span.stop}' for name, span in splits.items())
+        raise ValueError(
+            f'seeds {seeds[0]} to {seeds[-1]} lie in no evaluation split ({spans}); policies may '
+            'have been trained on them'
+        )
+    return seeds, split or home.pop()
+
+
+def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """['similarity_threshold=0.5', 'fastv.pruning_layer=4'] -> {name: value}.
+
+    Values are Python literals; what is none is taken as text ('norm=l1', 'deep_layers=0,-2,-1').
+    """
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = (part.strip() for part in assignment.partition('='))
+        if not equals or not name:
+            raise ValueError(f'--set takes name=value, got {assignment!r}')
+        if name in settings:
+            raise ValueError(f'--set {name} is given twice')
+        try:
+            settings[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            settings[name] = text
+    return settings
+
+
+def build_cells(
+    methods: Sequence[str], ratios: Sequence[float], settings: Mapping[str, Any]
+) -> tuple[Cell, ...]:
+    """Methods x ratios; a method without a ratio (unpruned) is one cell at 1.0.
+
+    A setting applies to every method that knows it, one written 'method.setting' to that method
+    only and with precedence. Raises ValueError for unknown methods, ratios outside (0, 1], and
+    settings that no chosen method takes.
+    """
+    if not methods:
+        raise ValueError(f'no method given; choose from {list(METHODS)}')
+    if not ratios:
+        raise ValueError('no retention ratio given; for example 0.3')
+    for ratio in ratios:
+        if not 0 < ratio <= 1:
+            raise ValueError(
+                f'retention must be in (0, 1], got {ratio}; 0.3 keeps 30 % of the visual tokens'
+            )
+    cells: dict[tuple[str, float], Cell] = {}
+    used: set[str] = set()
+    for method in methods:
+        accepted = accepted_settings(method)
+        chosen: dict[str, Any] = {}
+        for name in sorted(settings, key=lambda name: '.' in name):  # 'method.setting' wins
+            owner, _, short = name.rpartition('.')
+            if short == 'retention_ratio':
+                raise ValueError('retention_ratio is not a --set setting; use --retention')
+            if owner in ('', method) and short in accepted:
+                chosen[short] = settings[name]
+                used.add(name)
+        if 'retention_ratio' not in accepted:
+            cells[method, 1.0] = Cell(method, 1.0, chosen)
+            continue
+        for ratio in ratios:
+            cell = Cell(method, float(ratio), {**chosen, 'retention_ratio': float(ratio)})
+            cells[method, float(ratio)] = cell
+    if unused := sorted(set(settings) - used):
+        known = {method: list(accepted_settings(method)) for method in methods}
+        raise ValueError(f'none of the methods takes the setting {unused}; they take {known}')
+    return tuple(cells.values())

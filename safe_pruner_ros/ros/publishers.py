@@ -1,0 +1,122 @@
+"""What the node says about its policy steps, and where its commands go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rclpy.lifecycle import LifecycleNode
+from rclpy.publisher import Publisher
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+
+from safe_pruner_ros.msg import ActionChunk, KeyframeEvent, PruningStatus, SaliencyMap
+from safe_pruner_ros.policies.policy import PolicySpec, ViewSpec
+from safe_pruner_ros.ros import report_messages as messages
+from safe_pruner_ros.ros.command_sinks import CommandSink
+from safe_pruner_ros.ros.conversions import camera_image_to_message
+from safe_pruner_ros.runtime.overlay import overlay
+from safe_pruner_ros.runtime.step_report import StepReport
+from safe_pruner_ros.types import CameraImage, JointCommand
+
+
+class StepPublishers:
+    """Topics of one policy; `publish` runs in the worker thread, after every policy step."""
+
+    def __init__(self, node: LifecycleNode, spec: PolicySpec) -> None:
+        self._node, self._views = node, spec.views
+        self._slices = messages.view_slices(spec.views)
+        self._status = node.create_publisher(PruningStatus, '~/status', 10)
+        self._keyframe = node.create_publisher(KeyframeEvent, '~/keyframe', 10)
+        self._chunk = node.create_publisher(ActionChunk, '~/action_chunk', 10)
+        self._saliency = {
+            view.name: node.create_publisher(SaliencyMap, f'~/saliency/{view.name}', 2)
+            for view in spec.views
+        }
+        self._overlay = {
+            view.name: node.create_publisher(Image, f'~/overlay/{view.name}', 2)
+            for view in spec.views
+        }
+
+    def destroy(self) -> None:
+        singles = (self._status, self._keyframe, self._chunk)
+        for publisher in (*singles, *self._saliency.values(), *self._overlay.values()):
+            self._node.destroy_publisher(publisher)
+
+    def publish(self, report: StepReport, now_ns: int) -> None:
+        _send(self._status, messages.status_message(report, now_ns))
+        _send(self._keyframe, messages.keyframe_message(report))
+        _send(self._chunk, messages.chunk_message(report))
+        for view in self._views:
+            if self._saliency[view.name].get_subscription_count():
+                saliency = messages.saliency_message(report, view, self._slices[view.name])
+                _send(self._saliency[view.name], saliency)
+            if self._overlay[view.name].get_subscription_count():
+                _send(self._overlay[view.name], self._draw(report, view))
+
+    def _draw(self, report: StepReport, view: ViewSpec) -> Image | None:
+        trace = report.trace
+        if trace is None:
+            return None
+        image, tokens = report.observation.images[view.name], self._slices[view.name]
+        saliency = trace.fused if trace.fused is not None else trace.early
+        drawn = overlay(
+            image.rgb,
+            view.rows,
+            view.cols,
+            None if saliency is None else saliency[tokens],
+            messages.retained_mask(trace)[tokens],
+            trace.is_key_timestep,
+        )
+        return camera_image_to_message(CameraImage(drawn, view.name, image.stamp_ns))
+
+
+class CommandPublishers:
+    """Command topics. Lifecycle publishers: they are mute unless the node is active."""
+
+    def __init__(self, node: LifecycleNode, sinks: Sequence[CommandSink]) -> None:
+        # One message in the queue: an old command must not follow a new one.
+        qos = QoSProfile(
+            history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE
+        )
+        self._node = node
+        self._sinks = tuple(
+            (sink, node.create_lifecycle_publisher(sink.message_type, sink.topic, qos))
+            for sink in sinks
+        )
+        self.sent = 0
+
+    def destroy(self) -> None:
+        for _, publisher in self._sinks:
+            self._node.destroy_lifecycle_publisher(publisher)
+
+    def send(self, command: JointCommand) -> None:
+        """All messages are made before the first is sent: both arms move or none."""
+        made = [(publisher, sink.build(command)) for sink, publisher in self._sinks]
+        for publisher, message in made:
+            publisher.publish(message)
+        self.sent += 1
+
+    def listeners(self) -> dict[str, int]:
+        """Resolved topic -> number of subscriptions."""
+        return {p.topic_name: p.get_subscription_count() for _, p in self._sinks}
+
+    def rivals(self) -> dict[str, list[str]]:
+        """Resolved topic -> other nodes that publish on it; empty when we are alone."""
+        own = (self._node.get_namespace().rstrip('/'), self._node.get_name())
+        found: dict[str, list[str]] = {}
+        for _, publisher in self._sinks:
+            topic = publisher.topic_name
+            ours_seen, others = False, []
+            for info in self._node.get_publishers_info_by_topic(topic):
+                if not ours_seen and (info.node_namespace.rstrip('/'), info.node_name) == own:
+                    ours_seen = True  # a second one of the same name is a rival
+                    continue
+                others.append(f'{info.node_namespace.rstrip("/")}/{info.node_name}')
+            if others:
+                found[topic] = sorted(others)
+        return found
+
+
+def _send(publisher: Publisher, message: object | None) -> None:
+    if message is not None:
+        publisher.publish(message)

@@ -1,0 +1,226 @@
+"""Everything that exists between configure and cleanup, and how it starts and stops.
+
+The node owns at most one Session. Threads: executor callbacks -> Inputs, the worker thread ->
+`_on_report`, the control thread -> CommandPublishers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from rclpy.lifecycle import LifecycleNode
+
+from safe_pruner_ros.policies.policy import Policy
+from safe_pruner_ros.ros import startup
+from safe_pruner_ros.ros.command_sinks import make_sink
+from safe_pruner_ros.ros.control_thread import ControlThread
+from safe_pruner_ros.ros.diagnostics import CameraFacts, NodeFacts
+from safe_pruner_ros.ros.guarded import CallbackGuard
+from safe_pruner_ros.ros.inputs import Inputs
+from safe_pruner_ros.ros.lifecycle import TransitionRefused
+from safe_pruner_ros.ros.publishers import CommandPublishers, StepPublishers
+from safe_pruner_ros.ros.resources import fastdds_profile
+from safe_pruner_ros.runtime.config import Config, check_policy_fits
+from safe_pruner_ros.runtime.control_loop import ControlLoop
+from safe_pruner_ros.runtime.step_report import StepReport
+
+POLL_PERIOD_S = 0.005
+WORKER_STOP_S = 1.0
+ERROR_LOG_PERIOD_S = 5.0
+
+
+class Session:
+    """Policy, loop, subscriptions and publishers of one configuration.
+
+    Building it raises ConfigError (a setting, or policy and robot do not fit) or what loading and
+    running the policy raises; nothing is left behind then.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        config: Config,
+        policy_factory: startup.PolicyFactory,
+        guard: CallbackGuard,
+        instruction: str,
+        use_sim_time: bool,
+    ) -> None:
+        self._node, self._guard = node, guard
+        self.config = config
+        self.policy: Policy = policy_factory(config)
+        check_policy_fits(self.policy.spec, config.robot)
+        self.warm_up_ms = startup.warm_up(self.policy, config.robot.layout, instruction)
+        runtime = config.runtime
+        self.loop = ControlLoop(
+            config, self.policy, lambda: self.now_ns(), guard.wrap('policy step', self._on_report)
+        )
+        self._rivals = ''
+        self._paused_by_user = False
+        self._lock = threading.Lock()
+        self._verdicts: Counter[str] = Counter()
+        self._steps = self._key_timesteps = 0
+        self._error_logged_s = float('-inf')
+        self._closers: list[Callable[[], None]] = []
+        try:
+            dry_run = config.robot.dry_run
+            period_s = 1.0 / runtime.control_rate_hz
+            sinks = [make_sink(sink, period_s, dry_run) for sink in config.robot.sinks]
+            self._commands = CommandPublishers(node, sinks)
+            self._closers.append(self._commands.destroy)
+            self._steps_out = StepPublishers(node, self.policy.spec)
+            self._closers.append(self._steps_out.destroy)
+            self._inputs = Inputs(node, config.robot, self.loop, guard, use_sim_time)
+            self._closers.append(self._inputs.destroy)
+        except Exception:
+            self.close()
+            raise
+        self._control = ControlThread(
+            runtime.control_period_ns,
+            self.now_ns,
+            self.loop.tick,
+            self._commands.send,
+            lambda error: guard.report('control tick', error),
+        )
+        if instruction:
+            self.loop.set_instruction(instruction)
+
+    def now_ns(self) -> int:
+        return self._inputs.now_ns()
+
+    # ---- lifecycle
+
+    def wait_until_ready(self, timeout_s: float, stopped: Callable[[], bool]) -> None:
+        """Block until every required source is fresh. Raises TransitionRefused naming the rest."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            self._inputs.poll()
+            missing = self.loop.missing(self.now_ns())
+            if not missing:
+                return
+            if stopped():
+                raise TransitionRefused('the process was asked to stop')
+            if time.monotonic() > deadline_s:
+                raise TransitionRefused(
+                    f'no fresh data after {timeout_s:g} s: '
+                    + '; '.join(str(reason) for reason in missing)
+                )
+            time.sleep(POLL_PERIOD_S)
+
+    def is_ready(self) -> bool:
+        return not self.loop.missing(self.now_ns())
+
+    def refuse_rivals(self) -> None:
+        """Raise TransitionRefused if somebody else commands the robot already."""
+        rivals = {} if self.config.robot.dry_run else self._commands.rivals()
+        if rivals:
+            raise TransitionRefused(startup.describe_rivals(rivals))
+
+    def start(self) -> None:
+        self.loop.start()
+        self._control.start()
+
+    def stop(self) -> bool:
+        """No command leaves after this; False if the policy is still computing."""
+        self._control.stop()
+        return self.loop.stop(WORKER_STOP_S)
+
+    def close(self) -> None:
+        """Give up subscriptions and publishers. Call `stop` first."""
+        while self._closers:
+            self._closers.pop()()
+
+    # ---- while it runs
+
+    def reset(self) -> None:
+        """Start of an episode, and the way out of FAULT."""
+        with self._lock:
+            self._steps = self._key_timesteps = 0
+            self._verdicts.clear()
+        self.loop.reset()
+
+    def pause(self) -> None:
+        self._paused_by_user = True
+        self.loop.pause()
+
+    def resume(self) -> None:
+        self._paused_by_user = False
+        if not self._rivals:
+            self.loop.resume()
+
+    def watch(self, is_active: bool) -> None:
+        """What only looking from time to time can find: latched instructions, rivals."""
+        self._inputs.follow_latched_instruction()
+        if is_active:
+            self._watch_rivals()
+
+    def _watch_rivals(self) -> None:
+        """Hold the arms while another node commands them; go on when it is gone."""
+        rivals = {} if self.config.robot.dry_run else self._commands.rivals()
+        text = startup.describe_rivals(rivals) if rivals else ''
+        if text and not self._rivals:
+            self._node.get_logger().error(text)
+            self.loop.pause()
+        elif self._rivals and not text and not self._paused_by_user:
+            self.loop.resume()
+        self._rivals = text
+
+    def apply_live(self, config: Config, instruction: str | None) -> None:
+        """Live parameters. Raises ValueError if the policy cannot follow."""
+        if config.pruner != self.config.pruner:
+            startup.update_pruner(self.policy, config)
+            self.config = config
+        if instruction is not None:
+            refused = self.loop.set_instruction(instruction)
+            if refused is not None:
+                self._node.get_logger().warning(f'instruction parameter: {refused}')
+
+    def facts(self, lifecycle: str) -> NodeFacts:
+        config, spec = self.config, self.policy.spec
+        status = self.loop.status(self.now_ns())
+        horizon = config.policy.execution_horizon or spec.execution_horizon
+        with self._lock:
+            verdicts, steps, keys = dict(self._verdicts), self._steps, self._key_timesteps
+        return NodeFacts(
+            robot=config.robot.name,
+            lifecycle=lifecycle,
+            loop=status,
+            views=tuple(camera.name for camera in config.robot.cameras),
+            cameras={
+                name: CameraFacts(meter.receive_ratio(), meter.largest_bytes, meter.lost_events)
+                for name, meter in self._inputs.meters.items()
+            },
+            dry_run=config.robot.dry_run,
+            listeners=self._commands.listeners(),
+            rivals=self._rivals,
+            qos_problems=dict(self._inputs.qos_problems),
+            callback_failures=self._guard.failures(),
+            sent_commands=self._commands.sent,
+            late_ticks=self._control.late_ticks,
+            verdicts=verdicts,
+            steps=steps,
+            key_timesteps=keys,
+            execution_period_ms=1e3 * horizon * (config.policy.period_s or spec.period_s),
+            profile=str(fastdds_profile()),
+        )
+
+    def _on_report(self, report: StepReport) -> None:
+        """After every policy step, in the worker thread."""
+        with self._lock:
+            self._verdicts.update(report.verdicts)
+            if report.trace is not None:
+                self._steps += 1
+                self._key_timesteps += report.trace.is_key_timestep
+        self._steps_out.publish(report, self.now_ns())
+        if report.error is not None:
+            self._log_error(report)
+
+    def _log_error(self, report: StepReport) -> None:
+        now_s = time.monotonic()
+        if now_s - self._error_logged_s < ERROR_LOG_PERIOD_S:
+            return
+        self._error_logged_s = now_s
+        text = f'policy step {report.step}: {report.error}'
+        self._node.get_logger().error(f'{text}\n{report.traceback}' if report.traceback else text)

@@ -1,0 +1,88 @@
+"""What configure does besides wiring: build the policy, warm it up, find what stands in the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from safe_pruner_ros.policies.policy import InstructionError, Policy
+from safe_pruner_ros.runtime.config import Config
+from safe_pruner_ros.types import ArmState, CameraImage, JointLayout, Observation
+
+# A full step and two pruned ones: every shape that will occur has then been allocated once.
+WARM_UP_STEPS = 3
+WARM_UP_INSTRUCTION = 'pick up the red block and place it in the tray'
+
+PolicyFactory = Callable[[Config], Policy]
+
+
+def build_configured_policy(config: Config) -> Policy:
+    """The policy that ``config`` names, under its pruner. Imports the backend here, not earlier."""
+    from safe_pruner_ros.core.catalog import accepted_settings
+    from safe_pruner_ros.policies.catalog import build_policy
+
+    method = config.pruner.method
+    settings = config.pruner.settings(accepted_settings(method))
+    return build_policy(
+        config.policy.name, method, settings, config.policy.checkpoint, config.policy.device
+    )
+
+
+def warm_up(policy: Policy, layout: JointLayout, instruction: str) -> float:
+    """A few policy steps on an invented observation; ms of the last one. The policy is reset.
+
+    Raises what the policy raises: weights that cannot compute must not get as far as activation.
+    NaN is returned if the policy accepts no instruction that is known here.
+    """
+    for text in (instruction, WARM_UP_INSTRUCTION):
+        try:
+            policy.check_instruction(text)
+        except InstructionError:
+            continue
+        break
+    else:
+        return float('nan')
+    grey = np.random.default_rng(0)
+    images = {
+        view.name: CameraImage(
+            grey.integers(0, 256, (view.height, view.width, 3), dtype=np.uint8), view.name, 1
+        )
+        for view in policy.spec.views
+    }
+    middle = {joint.name: 0.5 * (joint.lower + joint.upper) for joint in layout.joints}
+    positions = np.array([middle[name] for name in policy.spec.joint_names])
+    elapsed_ms = float('nan')
+    for _ in range(WARM_UP_STEPS):
+        begin = time.perf_counter()
+        policy.predict(Observation(images, ArmState(positions, 1), text, 1))
+        elapsed_ms = (time.perf_counter() - begin) * 1e3
+    policy.reset()
+    return elapsed_ms
+
+
+def update_pruner(policy: Policy, config: Config) -> None:
+    """Apply the live pruner settings from the next policy step on.
+
+    Raises ValueError where the policy cannot: then only a new configure changes them.
+    """
+    update = getattr(policy, 'update_pruner', None)
+    if update is None:
+        raise ValueError(
+            f'policy {policy.spec.name!r} cannot change its pruner while it is loaded; deactivate '
+            'and clean up, set the parameter, then configure again'
+        )
+    update(
+        retention_ratio=config.pruner.retention_ratio,
+        similarity_threshold=config.pruner.similarity_threshold,
+    )
+
+
+def describe_rivals(rivals: Mapping[str, list[str]]) -> str:
+    """Who else commands the robot, and what to do about it."""
+    found = '; '.join(f'{topic} by {", ".join(nodes)}' for topic, nodes in rivals.items())
+    return (
+        f'another node publishes commands on {found}; two commanders would fight over the arms. '
+        'Stop it, or run one of them with robot.dry_run:=true'
+    )

@@ -1,0 +1,103 @@
+"""Arguments of an evaluation: what is accepted, and how it is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from safe_pruner_ros.evaluation.plan import (
+    EvaluationPlan,
+    build_cells,
+    choose_seeds,
+    parse_seeds,
+    parse_settings,
+)
+
+SPLITS = {'validation': range(500, 600), 'test': range(900, 1900)}
+
+
+def test_seeds() -> None:
+    assert parse_seeds('5:8') == (5, 6, 7)
+    assert parse_seeds('5:10:2,6') == (5, 6, 7, 9)
+    assert parse_seeds('7,5,7') == (5, 7)
+
+
+@pytest.mark.parametrize('text', ['', 'a', '5:', '5:5', '8:5', '1:2:3:4', '1:9:0', '-3'])
+def test_wrong_seeds_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match='seed'):
+        parse_seeds(text)
+
+
+def test_split_follows_from_seeds_and_is_checked() -> None:
+    assert choose_seeds('900:902', '', SPLITS) == ((900, 901), 'test')
+    assert choose_seeds('510', 'validation', SPLITS) == ((510,), 'validation')
+    assert choose_seeds('', 'test', SPLITS)[0] == tuple(range(900, 1100))
+    assert choose_seeds('', '', SPLITS) == (tuple(range(500, 600)), 'validation')
+    with pytest.raises(ValueError, match=r'not all in the test split, 900:1900'):
+        choose_seeds('510', 'test', SPLITS)
+    with pytest.raises(ValueError, match='trained on them'):
+        choose_seeds('3:9', '', SPLITS)
+    with pytest.raises(ValueError, match='trained on them'):
+        choose_seeds('599:601', '', SPLITS)
+    with pytest.raises(ValueError, match="unknown split 'train'"):
+        choose_seeds('', 'train', SPLITS)
+
+
+def test_settings_are_literals_or_text() -> None:
+    found = parse_settings(['alpha=0.4', 'norm=l1', 'deep_layers=0,-2,-1', 'max_keyframe_age=None'])
+    assert found == {
+        'alpha': 0.4,
+        'norm': 'l1',
+        'deep_layers': (0, -2, -1),
+        'max_keyframe_age': None,
+    }
+    for wrong in ('alpha', '=3', 'alpha 0.4'):
+        with pytest.raises(ValueError, match='name=value'):
+            parse_settings([wrong])
+    with pytest.raises(ValueError, match='twice'):
+        parse_settings(['alpha=1', 'alpha=2'])
+
+
+def test_cells_are_methods_times_ratios_but_unpruned_once() -> None:
+    cells = build_cells(
+        ['unpruned', 'safe_pruner', 'random'],
+        [0.3, 0.1],
+        {'pruning_layer': 2, 'random.pruning_layer': 4, 'alpha': 0.2},
+    )
+    assert [(cell.method, cell.retention_ratio) for cell in cells] == [
+        ('unpruned', 1.0),
+        ('safe_pruner', 0.3),
+        ('safe_pruner', 0.1),
+        ('random', 0.3),
+        ('random', 0.1),
+    ]
+    assert cells[1].settings == {'alpha': 0.2, 'pruning_layer': 2, 'retention_ratio': 0.3}
+    assert cells[3].settings == {'pruning_layer': 4, 'retention_ratio': 0.3}
+    assert cells[0].settings == {'pruning_layer': 2}
+
+
+@pytest.mark.parametrize(
+    ('methods', 'ratios', 'settings', 'message'),
+    [
+        ([], [0.3], {}, 'no method given'),
+        (['magic'], [0.3], {}, "unknown pruning method 'magic'"),
+        (['random'], [], {}, 'no retention ratio'),
+        (['random'], [0.0], {}, r'\(0, 1\], got 0.0'),
+        (['random'], [1.4], {}, r'\(0, 1\], got 1.4'),
+        (['random'], [float('nan')], {}, r'\(0, 1\], got nan'),
+        (['random'], [0.3], {'alpha': 1}, r"none of the methods takes the setting \['alpha'\]"),
+        (['random'], [0.3], {'safe_pruner.alpha': 1}, 'none of the methods'),
+        (['random'], [0.3], {'retention_ratio': 1}, 'use --retention'),
+    ],
+)
+def test_wrong_cells_are_refused(methods, ratios, settings, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_cells(methods, ratios, settings)
+
+
+def test_jobs_go_scene_by_scene() -> None:
+    cells = build_cells(['unpruned', 'random'], [0.5], {})
+    plan = EvaluationPlan('pick_place', cells, (7, 8), asked_objects=(0, 1))
+    jobs = list(plan.jobs())
+    assert [job.seed for job in jobs] == [7] * 4 + [8] * 4
+    assert [job.asked_object for job in jobs[:4]] == [0, 0, 1, 1]
+    assert len({job.key for job in jobs}) == 8

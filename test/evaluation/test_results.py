@@ -1,0 +1,90 @@
+"""Results survive a kill and are never counted twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from safe_pruner_ros.evaluation.results import ResultsError, ResultsFolder, read_episodes
+
+CONFIG = {'task': 'pick_place', 'settings': {'deep_layers': (0, -1)}}
+
+
+def record(seed: int, method: str = 'random', success: bool = True) -> dict[str, object]:
+    return {
+        'task': 'pick_place',
+        'method': method,
+        'retention_ratio': 0.3,
+        'seed': seed,
+        'asked_object': None,
+        'success': success,
+        'latency_ms_p50': float('nan'),
+    }
+
+
+def key(seed: int) -> tuple[str, str, float, int, None]:
+    return 'pick_place', 'random', 0.3, seed, None
+
+
+def fill(folder: Path, count: int) -> Path:
+    with ResultsFolder(folder, CONFIG) as results:
+        for seed in range(count):
+            results.add(record(seed))
+    return folder / 'episodes.jsonl'
+
+
+def test_reopened_folder_knows_its_episodes(tmp_path: Path) -> None:
+    fill(tmp_path, 3)
+    with ResultsFolder(tmp_path, CONFIG) as results:
+        assert key(2) in results and key(3) not in results
+        assert len(results.episodes) == 3
+        assert results.episodes[0]['latency_ms_p50'] is None  # strict JSON has no NaN
+
+
+@pytest.mark.parametrize('cut', [1, 5, 40])
+def test_line_cut_by_a_kill_is_run_again(tmp_path: Path, cut: int) -> None:
+    path = fill(tmp_path, 3)
+    path.write_bytes(path.read_bytes()[:-cut])
+    with ResultsFolder(tmp_path, CONFIG) as results:
+        assert key(1) in results and key(2) not in results
+        results.add(record(2))
+    assert [episode['seed'] for episode in read_episodes(path)] == [0, 1, 2]
+
+
+def test_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    path = fill(tmp_path, 3)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:20] + '\n' + lines[2])
+    with pytest.raises(ResultsError, match='line 2 is not an episode; delete that line'):
+        read_episodes(path)
+
+
+def test_an_episode_is_never_there_twice(tmp_path: Path) -> None:
+    path = fill(tmp_path, 2)
+    with ResultsFolder(tmp_path, CONFIG) as results, pytest.raises(ResultsError, match='already'):
+        results.add(record(1))
+    path.write_text(path.read_text() + json.dumps(record(0) | {'latency_ms_p50': 1}) + '\n')
+    with pytest.raises(ResultsError, match='lines 1 and 3'):
+        read_episodes(path)
+
+
+def test_another_config_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, 1)
+    with (
+        pytest.raises(ResultsError, match=r"task was 'pick_place', now 'pack_doll'"),
+        ResultsFolder(tmp_path, CONFIG | {'task': 'pack_doll'}),
+    ):
+        pass
+    with ResultsFolder(tmp_path, CONFIG) as results:
+        assert len(results.episodes) == 1
+
+
+def test_two_writers_are_refused(tmp_path: Path) -> None:
+    with (
+        ResultsFolder(tmp_path, CONFIG),
+        pytest.raises(ResultsError, match='another evaluation'),
+        ResultsFolder(tmp_path, CONFIG),
+    ):
+        pass

@@ -1,0 +1,87 @@
+"""Cells, pairs and the table."""
+
+from __future__ import annotations
+
+import pytest
+
+from safe_pruner_ros.evaluation.macs import DecoderShape
+from safe_pruner_ros.evaluation.results import to_json
+from safe_pruner_ros.evaluation.summary import as_dict, markdown_table, summarise
+
+
+def episode(method: str, seed: int, success: bool, ratio: float = 0.3, **more: object) -> dict:
+    return {
+        'task': 'pick_place',
+        'method': method,
+        'retention_ratio': 1.0 if method == 'unpruned' else ratio,
+        'seed': seed,
+        'asked_object': None,
+        'success': success,
+        'policy_steps': 10,
+        'keyframes': 1,
+        'retained_tokens_mean': 60.0,
+        'pruning_ratio_mean': 0.7,
+        'macs_mean': None,
+        'latency_ms_p50': 10.0,
+    } | more
+
+
+def test_differences_are_taken_on_shared_episodes_only() -> None:
+    episodes = [episode('unpruned', seed, seed != 3) for seed in range(10)]
+    episodes += [episode('random', seed, seed > 5) for seed in range(2, 8)]
+    base, random = summarise(episodes)
+    assert base.versus_baseline is None and base.successes == 9
+    versus = random.versus_baseline
+    assert versus is not None and versus.pairs == 6  # seeds 2 to 7
+    assert (versus.wins, versus.losses) == (0, 3)  # 2, 4, 5; both failed on 3
+    assert versus.difference == pytest.approx(-0.5)
+    assert (random.episodes, random.successes) == (6, 2)
+
+
+def test_named_objects_of_a_scene_are_pairs_of_their_own() -> None:
+    episodes = [
+        episode(method, 0, method == 'unpruned', asked_object=index)
+        for index in range(4)
+        for method in ('unpruned', 'random')
+    ]
+    _, random = summarise(episodes)
+    assert random.versus_baseline is not None and random.versus_baseline.pairs == 4
+
+
+def test_means_weigh_policy_steps() -> None:
+    episodes = [
+        episode('random', 0, True, policy_steps=10, retained_tokens_mean=50.0, keyframes=1),
+        episode('random', 1, False, policy_steps=30, retained_tokens_mean=70.0, keyframes=9),
+        episode('random', 2, False, policy_steps=0, retained_tokens_mean=None, keyframes=0,
+                error='RuntimeError: no'),
+    ]  # fmt: skip
+    (cell,) = summarise(episodes)
+    assert cell.retained_tokens_mean == pytest.approx(65.0)
+    assert cell.keyframe_share == pytest.approx(0.25)
+    assert cell.errors == 1 and cell.macs_mean is None
+
+
+def test_first_cell_is_the_baseline_where_unpruned_did_not_run() -> None:
+    episodes = [episode('fastv', 0, True), episode('random', 0, False)]
+    fastv, random = summarise(episodes)
+    assert fastv.versus_baseline is None and random.versus_baseline is not None
+    chosen = summarise(episodes, baseline='random')
+    assert chosen[1].versus_baseline is None
+
+
+def test_table_has_a_row_a_cell() -> None:
+    cells = summarise([episode(m, s, True) for m in ('unpruned', 'random') for s in range(5)])
+    lines = markdown_table(cells).splitlines()
+    assert len(lines) == 4 and len({line.count('|') for line in lines}) == 1
+    assert 'baseline' in lines[2] and '100.0 [56.6, 100.0]' in lines[3] and '+0.0 [' in lines[3]
+    to_json({'cells': [as_dict(cell) for cell in cells]})
+
+
+def test_macs_follow_the_formula() -> None:
+    shape = DecoderShape(n_layers=12, n_tokens=215, width=128, mlp_width=352)
+    n, d, m = 215, 128, 352
+    full = 4 * n * d * d + 2 * n * n * d + 3 * n * d * m
+    assert shape.step_macs(3, 0) == 12 * full
+    n = 215 - 134
+    pruned = 4 * n * d * d + 2 * n * n * d + 3 * n * d * m
+    assert shape.step_macs(3, 134) == 3 * full + 9 * pruned

@@ -1,0 +1,208 @@
+"""The embedded policy: same function as its plain forward pass, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from safe_pruner_ros.core.catalog import build_pruner
+from safe_pruner_ros.policies.embedded import EmbeddedPolicy, load_weights, save_weights
+from safe_pruner_ros.policies.embedded_model import EmbeddedConfig, EmbeddedVLA
+from safe_pruner_ros.policies.instructions import encode_words
+from safe_pruner_ros.policies.policy import InstructionError, PolicyOutputError
+from safe_pruner_ros.types import ArmState, CameraImage, Observation
+
+VIEWS = ('head', 'left_wrist', 'right_wrist')
+JOINTS = ('a', 'b', 'grip')
+CONFIG = EmbeddedConfig(
+    VIEWS,
+    JOINTS,
+    ('grip',),
+    ('<pad>', 'put', 'the', 'red', 'blue', 'block', 'in', 'tray'),
+    width=32,
+    mlp_width=48,
+    n_layers=5,
+    n_heads=4,
+    vision_width=16,
+)
+
+
+def model() -> EmbeddedVLA:
+    torch.manual_seed(0)
+    return EmbeddedVLA(CONFIG).eval()
+
+
+def observation(
+    instruction: str = 'put the red block in the tray', seed: int = 0, size: int = 256
+) -> Observation:
+    rng = np.random.default_rng(seed)
+    images = {
+        name: CameraImage(rng.integers(0, 256, (size, size, 3), dtype=np.uint8), name, 7)
+        for name in VIEWS
+    }
+    return Observation(images, ArmState(np.array([0.1, -0.2, 0.3]), 7), instruction, 7)
+
+
+def policy(method: str = 'safe_pruner', **settings: object) -> EmbeddedPolicy:
+    return EmbeddedPolicy(model(), build_pruner(method, CONFIG.n_layers, **settings))
+
+
+def test_unpruned_equals_the_plain_forward_pass() -> None:
+    network, seen = model(), observation()
+    pixels = torch.stack([torch.from_numpy(seen.images[v].rgb) for v in VIEWS])
+    with torch.inference_mode():
+        visual = network.vision(pixels.permute(0, 3, 1, 2).float() / 255)
+        joints = torch.from_numpy(seen.state.positions.astype(np.float32))[None]
+        words = torch.from_numpy(encode_words(seen.instruction, CONFIG))[None]
+        hidden = network.decode_full(
+            network.embed(visual.reshape(1, CONFIG.n_visual, -1), joints, words)
+        )
+        expected = network.actions(hidden[:, network.layout.query_positions('action')], joints)
+    chunk = policy('unpruned').predict(seen).chunk.positions
+    np.testing.assert_allclose(chunk[:, :2], expected[0, :, :2].numpy(), atol=1e-6)
+
+
+def test_retention_one_equals_unpruned_bit_for_bit() -> None:
+    kept, full = policy(retention_ratio=1.0, similarity_threshold=0.0), policy('unpruned')
+    for seed in range(3):
+        a, b = kept.predict(observation(seed=seed)), full.predict(observation(seed=seed))
+        assert np.array_equal(a.chunk.positions, b.chunk.positions)
+
+
+def test_the_network_is_bidirectional() -> None:
+    """With a causal mask the first action slot could not see the end token; it must."""
+    network = model()
+    embeddings = torch.randn(1, network.layout.length, CONFIG.width)
+    changed = embeddings.clone()
+    changed[:, -1] += 1
+    slot = network.layout.action.start
+    with torch.inference_mode():
+        a, b = network.decode_full(embeddings), network.decode_full(changed)
+    assert (a[0, slot] - b[0, slot]).abs().max() > 1e-4
+
+
+def test_pruned_step_keeps_the_stated_number_and_a_new_instruction_is_a_keyframe() -> None:
+    tested = policy(retention_ratio=0.25, similarity_threshold=0.0)
+    first, second = tested.predict(observation()), tested.predict(observation(seed=1))
+    assert first.trace.keyframe_reason == 'first step'
+    assert first.trace.n_retained == CONFIG.n_visual
+    assert second.trace.n_retained == 48 and not second.trace.is_key_timestep
+    third = tested.predict(observation('put the blue block in the tray'))
+    assert third.trace.keyframe_reason == 'instruction changed'
+
+
+@pytest.mark.parametrize(
+    ('text', 'complaint'),
+    [
+        ('', 'empty'),
+        (' \t\n', 'empty'),
+        ('put the purple block in the tray', 'purple'),
+        ('put ' * 13, '13 words'),
+        ('\x00\x1b[2J', r"\['2j'\]"),
+    ],
+)
+def test_instructions_it_cannot_follow_are_refused(text: str, complaint: str) -> None:
+    tested = policy()
+    with pytest.raises(InstructionError, match=complaint):
+        tested.check_instruction(text)
+    with pytest.raises(InstructionError, match=complaint):
+        tested.predict(observation(text))
+
+
+def test_case_and_punctuation_do_not_matter() -> None:
+    plain = encode_words('put the red block in the tray', CONFIG)
+    assert np.array_equal(encode_words('Put the RED block, in the tray!', CONFIG), plain)
+
+
+def test_a_failed_step_leaves_no_keyframe_behind() -> None:
+    tested = policy(retention_ratio=0.25)
+    with torch.no_grad():
+        tested.model.head[-1].bias[0] = float('nan')
+    with pytest.raises(PolicyOutputError, match='NaN'):
+        tested.predict(observation())
+    with torch.no_grad():
+        tested.model.head[-1].bias[0] = 0.0
+    assert tested.predict(observation()).trace.keyframe_reason == 'first step'
+
+
+def test_missing_view_and_wrong_joint_count_are_named() -> None:
+    seen = observation()
+    partial = {name: seen.images[name] for name in VIEWS[:2]}
+    with pytest.raises(ValueError, match='right_wrist'):
+        policy().predict(Observation(partial, seen.state, seen.instruction, 7))
+    short = ArmState(np.zeros(2), 7)
+    with pytest.raises(ValueError, match='reads 3 joints'):
+        policy().predict(Observation(seen.images, short, seen.instruction, 7))
+
+
+def test_images_of_another_size_are_resized() -> None:
+    output = policy().predict(observation(size=480))
+    assert np.isfinite(output.chunk.positions).all()
+
+
+def test_weights_survive_the_round_trip(tmp_path: Path) -> None:
+    network = model().half().float()
+    save_weights(network, tmp_path / 'w.safetensors', {'note': 'test'})
+    again = load_weights(tmp_path / 'w.safetensors')
+    assert again.config == CONFIG
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def _saved(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor], dict[str, str]]:
+    path = tmp_path / 'w.safetensors'
+    save_weights(model(), path, {})
+    metadata = {
+        'format': 'safe_pruner_ros/embedded/1',
+        'config': json.dumps(CONFIG.as_dict()),
+    }
+    return path, load_file(path), metadata
+
+
+@pytest.mark.parametrize('keep', [0, 7, 100, 0.5, 0.99])
+def test_truncated_weights_are_refused(tmp_path: Path, keep: float) -> None:
+    path, _, _ = _saved(tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep if keep >= 1 or keep == 0 else keep * len(data))])
+    with pytest.raises(ValueError, match='not a readable safetensors file'):
+        load_weights(path)
+
+
+def test_foreign_missing_and_non_finite_weights_are_refused(tmp_path: Path) -> None:
+    path, state, metadata = _saved(tmp_path)
+    save_file(state, path, {'format': 'pt'})
+    with pytest.raises(ValueError, match='not an embedded-policy checkpoint'):
+        load_weights(path)
+    fewer = {name: value for name, value in state.items() if name != 'slots'}
+    save_file(fewer, path, metadata)
+    with pytest.raises(ValueError, match=r"missing \['slots'\]"):
+        load_weights(path)
+    wrong = {**state, 'slots': torch.zeros(2, 2)}
+    save_file(wrong, path, metadata)
+    with pytest.raises(ValueError, match=r"wrong shape \['slots'\]"):
+        load_weights(path)
+    poisoned = {**state, 'slots': torch.full_like(state['slots'], float('nan'))}
+    save_file(poisoned, path, metadata)
+    with pytest.raises(ValueError, match='NaN'):
+        load_weights(path)
+    with pytest.raises(FileNotFoundError, match='safe-pruner train'):
+        load_weights(tmp_path / 'nothing.safetensors')
+
+
+def test_a_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
+    canary = tmp_path / 'canary'
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (canary,))  # type: ignore[return-value]
+
+    path = tmp_path / 'w.safetensors'
+    torch.save(Payload(), path)
+    with pytest.raises(ValueError, match='not a readable safetensors file'):
+        load_weights(path)
+    assert not canary.exists()

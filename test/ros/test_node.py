@@ -1,0 +1,274 @@
+"""The real node over DDS: what reaches the robot, and what the user is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.ros
+
+
+def test_the_node_drives_the_robot_and_says_what_it_prunes(bench) -> None:
+    robot = bench.run()
+    bench.wait_for(lambda: robot.sent() > 40, 5.0, 'commands')
+    received = robot.received
+    bench.wait_for(lambda: len(received['/safe_pruner/status']) >= 5, 5.0, 'status')
+    values = robot.commands()
+    assert np.isfinite(values).all()
+    left = received['/arm_left/command'][-1]
+    assert list(left.joint_names) == ['left_1', 'left_gripper']
+    assert left.points[0].time_from_start.nanosec == 20_000_000
+    steps = np.diff([m.points[0].positions[0] for m in received['/arm_left/command']])
+    assert np.abs(steps).max() <= 0.04 + 1e-9 and left.points[0].positions[0] > 0.1
+    assert abs(left.points[0].positions[1] - 50.0) < 1.0  # closed fraction 0.5 on a 0..100 gripper
+    observation = bench.policy.observations[-1]
+    assert observation.instruction == 'lift the block'
+    assert observation.state.positions.shape == (4,)
+
+    status = received['/safe_pruner/status'][-1]
+    assert (status.method, status.n_visual) == ('fake', 32)
+    assert status.pruning_ratio == pytest.approx(1 - status.retention_ratio)
+    assert status.latency_decoder_ms == 2.0 and 0 < status.observation_age_s < 1.0
+    assert received['/safe_pruner/keyframe'][0].reason == 1
+    chunk = received['/safe_pruner/action_chunk'][-1]
+    assert list(chunk.joint_names) == ['left_1', 'left_gripper', 'right_1', 'right_gripper']
+    assert len(chunk.positions) == chunk.chunk_size * 4
+    saliency = received['/safe_pruner/saliency/wrist'][-1]
+    assert (saliency.rows, saliency.cols, len(saliency.retained)) == (4, 4, 16)
+    assert len(saliency.early_saliency) == 16 and len(saliency.forecast_saliency) == 0
+    assert received['/safe_pruner/overlay/head'][-1].encoding == 'rgb8'
+    for name in ('camera head', 'camera wrist', 'joints body', 'policy', 'pruning', 'commands'):
+        assert robot.diagnostics[f'safe_pruner: {name}'][0] == 0, robot.diagnostics
+
+
+def test_deactivate_ends_output_and_the_node_can_start_again(bench) -> None:
+    robot = bench.run()
+    assert robot.transition(4)
+    sent = robot.sent()
+    bench.wait_for(lambda: 'inactive' in robot.state(), 3.0, 'inactive')
+    assert robot.sent() <= sent + 1
+    assert robot.activate()
+    robot.wait_state('RUN')
+    assert robot.transition(4) and robot.transition(2) and robot.configure()
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ({'joint_names': ('left_1', 'left_gripper', 'right_1', 'elbow')}, ['elbow', 'right_gripper']),
+        ({'views': ('head', 'belly')}, ['belly', "'wrist'"]),
+    ],
+)
+def test_configure_refuses_a_policy_of_another_robot(bench, capfd, change, words) -> None:
+    for name, value in change.items():
+        setattr(bench.policy, name, value)
+    bench.start()
+    assert not bench.robot.configure()
+    log = capfd.readouterr().err
+    assert 'configure refused' in log
+    assert all(word in log for word in words), log
+
+
+def test_a_failing_load_is_logged_with_its_traceback(bench, capfd, monkeypatch) -> None:
+    bench.policy.mode = 'raise'
+    bench.start()
+    assert not bench.robot.configure()
+    log = capfd.readouterr().err
+    assert 'Traceback' in log and 'fails on purpose' in log
+    bench.policy.mode = 'ok'
+    assert bench.robot.configure()
+
+
+@pytest.mark.parametrize(
+    ('parameters', 'words'),
+    [
+        ({'pruner__retention_ration': 0.5}, ['pruner.retention_ration', 'pruner.retention_ratio']),
+        ({'pruner__retention_ratio': 1.4}, ['retention_ratio', '1.4']),
+        ({'robot_file': '/no/such/robot.yaml'}, ['/no/such/robot.yaml']),
+    ],
+)
+def test_configure_refuses_a_wrong_setting_by_name(bench, capfd, parameters, words) -> None:
+    bench.start(**parameters)
+    assert not bench.robot.configure()
+    log = capfd.readouterr().err
+    assert all(word in log for word in words), log
+
+
+def test_activate_names_the_camera_that_is_missing(bench, capfd) -> None:
+    bench.robot.cameras = {'head'}
+    bench.start(activation_timeout_s=0.6)
+    assert bench.robot.configure()
+    assert not bench.robot.activate()
+    log = capfd.readouterr().err
+    assert 'activate refused' in log and "'wrist'" in log and '/wrist/image/compressed' in log
+    assert bench.robot.sent() == 0
+    bench.robot.cameras = {'head', 'wrist'}
+    assert bench.robot.activate()
+
+
+def test_activate_waits_for_a_camera_that_comes_late(bench) -> None:
+    import threading
+
+    bench.robot.cameras = {'head'}
+    bench.start(activation_timeout_s=5.0)
+    assert bench.robot.configure()
+    threading.Timer(0.7, lambda: bench.robot.cameras.add('wrist')).start()
+    assert bench.robot.activate()
+
+
+def test_nan_from_the_policy_moves_nothing(bench) -> None:
+    robot = bench.run()
+    bench.policy.mode = 'nan'
+    robot.wait_state('HOLD', 'ACTION_NONFINITE')
+    robot.wait_state('FAULT', 'reset')
+    assert np.isfinite(robot.commands()).all()
+
+
+def test_a_policy_that_raises_holds_then_faults_until_reset(bench) -> None:
+    robot = bench.run()
+    bench.policy.mode = 'raise'
+    robot.wait_state('fails on purpose')
+    robot.wait_state('FAULT')
+    sent = robot.sent()
+    robot.wait_state('FAULT')
+    assert robot.diagnostics['safe_pruner: state'][0] == 2
+    assert robot.sent() <= sent + 1, 'a FAULT publishes nothing'
+    bench.policy.mode = 'ok'
+    resets = bench.policy.resets
+    assert robot.trigger('reset').success
+    robot.wait_state('RUN')
+    assert bench.policy.resets > resets
+
+
+def test_a_stale_camera_holds_and_the_run_resumes(bench) -> None:
+    robot = bench.run()
+    robot.cameras = {'wrist'}
+    state = robot.wait_state('HOLD', 'IMAGE_STALE', "'head'")
+    assert 'driver' in state
+    assert robot.diagnostics['safe_pruner: camera head'][0] == 2
+    held = [list(m.points[0].positions) for m in robot.received['/arm_left/command'][-3:]]
+    assert held[0] == held[-1], 'a hold repeats the last command'
+    robot.cameras = {'head', 'wrist'}
+    robot.wait_state('RUN')
+
+
+def test_a_wrong_encoding_is_named(bench) -> None:
+    robot = bench.run()
+    robot.encoding = 'bayer_bggr8'
+    robot.wait_state('HOLD', "'head'", 'bayer_bggr8')
+    assert 'bayer_bggr8' in robot.diagnostics['safe_pruner: camera head'][1]
+    robot.encoding = 'rgb8'
+    robot.wait_state('RUN')
+
+
+def test_a_truncated_image_is_named(bench) -> None:
+    robot = bench.run()
+    robot.wrist_share = 0.5
+    robot.wait_state('HOLD', "'wrist'", 'truncated')
+    refused = robot.diagnostics['safe_pruner: camera wrist'][2]['refused IMAGE_INVALID']
+    assert int(refused) > 0
+
+
+def test_a_renamed_joint_holds_and_is_named(bench) -> None:
+    robot = bench.run()
+    robot.names = ['right_1', 'torso', 'left_one', 'left_gripper', 'right_gripper']
+    robot.wait_state('HOLD', 'left_1')
+    assert 'left_1' in robot.diagnostics['safe_pruner: joints body'][1]
+    robot.names = ['right_1', 'torso', 'left_1', 'left_gripper', 'right_gripper']
+    robot.wait_state('RUN')
+
+
+def test_joint_states_that_stop_hold_the_arms(bench) -> None:
+    robot = bench.run()
+    robot.joints_on = False
+    robot.wait_state('HOLD', 'STATE_STALE', "'body'")
+
+
+def test_an_empty_instruction_holds(bench) -> None:
+    robot = bench.run()
+    robot.say('   ')
+    robot.wait_state('HOLD', 'INSTRUCTION_EMPTY')
+    robot.say('lift it again')
+    robot.wait_state('RUN')
+    robot.say('fly away')
+    robot.wait_state('HOLD', 'INSTRUCTION_REFUSED', 'cannot fly')
+
+
+def test_without_an_instruction_nothing_is_sent(bench) -> None:
+    bench.start()
+    assert bench.robot.configure() and bench.robot.activate()
+    bench.robot.wait_state('HOLD', 'INSTRUCTION_EMPTY', '/instruction')
+    assert bench.robot.sent() == 0
+    assert bench.robot.set_parameter('instruction', 'lift').successful
+    bench.robot.wait_state('RUN')
+
+
+def test_dry_run_goes_to_preview_only(bench) -> None:
+    robot = bench.run(robot__dry_run=True)
+    bench.wait_for(
+        lambda: len(robot.received['/safe_pruner/preview/arm_left']) > 10, 3.0, 'preview'
+    )
+    assert robot.sent() == 0 and not robot.received['/arm_right/command']
+    assert 'dry run' in robot.state()
+
+
+def test_pause_holds_and_resume_goes_on(bench) -> None:
+    robot = bench.run()
+    assert robot.trigger('pause').success
+    robot.wait_state('HOLD', 'PAUSED', 'resume')
+    assert robot.trigger('resume').success
+    robot.wait_state('RUN')
+
+
+def test_services_before_configure_say_so(bench) -> None:
+    bench.start()
+    answer = bench.robot.trigger('reset')
+    assert not answer.success and 'not configured' in answer.message
+
+
+def test_safety_parameters_are_locked_while_active(bench) -> None:
+    robot = bench.run()
+    for name, value in (('robot.joints.left_1.upper', 3.0), ('robot.dry_run', True)):
+        result = robot.set_parameter(name, value)
+        assert not result.successful and 'active' in result.reason and name in result.reason
+    assert robot.set_parameter('pruner.retention_ratio', 0.25).successful
+    assert bench.policy.ratio == 0.25
+    refused = robot.set_parameter('pruner.retention_ratio', 1.5)
+    assert not refused.successful
+    assert robot.set_parameter('instruction', 'lift something else').successful
+    bench.wait_for(
+        lambda: bench.policy.observations[-1].instruction == 'lift something else', 3.0, 'change'
+    )
+
+
+def test_a_parameter_set_while_inactive_counts_after_the_next_configure(bench) -> None:
+    node = bench.start()
+    robot = bench.robot
+    assert robot.configure()
+    assert robot.set_parameter('runtime.guard.soft_start_s', 0.5).successful
+    assert robot.transition(2) and robot.configure()
+    assert node._session.config.runtime.guard.soft_start_s == 0.5
+
+
+def test_a_second_commander_is_refused(bench, capfd) -> None:
+    from trajectory_msgs.msg import JointTrajectory
+
+    robot = bench.robot
+    rival = robot.node.create_publisher(JointTrajectory, '/arm_left/command', 1)
+    try:
+        bench.start()
+        assert robot.configure()
+        assert not robot.activate()
+        log = capfd.readouterr().err
+        assert '/arm_left/command' in log and '/robot' in log
+        assert robot.sent() == 0
+    finally:
+        robot.node.destroy_publisher(rival)
+    bench.wait_for(robot.activate, 5.0, 'activation without a rival')
+    robot.say('lift')
+    robot.wait_state('RUN')
+    rival = robot.node.create_publisher(JointTrajectory, '/arm_left/command', 1)
+    robot.wait_state('HOLD')
+    assert '/robot' in robot.diagnostics['safe_pruner: commands'][1]
+    robot.node.destroy_publisher(rival)
+    robot.wait_state('RUN')

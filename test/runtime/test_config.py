@@ -1,0 +1,115 @@
+"""Row 58: what cannot be a robot, a limit or a fitting policy is refused, and says why."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+
+import pytest
+
+from safe_pruner_ros.core.catalog import METHODS, accepted_settings, build_pruner
+from safe_pruner_ros.policies.policy import ViewSpec
+from safe_pruner_ros.runtime import config as c
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'lower': 1.0, 'upper': -1.0}, 'lower must be below upper'),
+        ({'lower': 1.0, 'upper': 1.0}, 'lower must be below upper'),
+        ({'max_velocity': 0.0}, 'max_velocity must be in (0'),
+        ({'max_velocity': -1.0}, 'max_velocity must be in (0'),
+        ({'max_step': 0.0}, 'max_step must be in (0'),
+        ({'upper': float('nan')}, 'upper must be finite'),
+        ({'lower': float('-inf')}, 'lower must be finite'),
+        ({'name': ''}, 'needs a name'),
+        ({'kind': 'gripper', 'lower': 0.0, 'upper': 100.0}, 'scale and offset'),
+    ],
+)
+def test_impossible_joint(changes, message):
+    joint = c.JointConfig('elbow', 'arm', -1.0, 1.0, 2.0, 0.05)
+    with pytest.raises(c.ConfigError) as error:
+        replace(joint, **changes)
+    assert message in str(error.value)
+
+
+def test_every_joint_needs_exactly_one_source_and_sink(kit):
+    robot = kit.robot()
+    for what in ('state_sources', 'sinks'):
+        first, second = getattr(robot, what)
+        with pytest.raises(c.ConfigError, match=r"no entry .* has the joints \['right_1'"):
+            kit.robot(**{what: (first,)})
+        with pytest.raises(c.ConfigError, match='must be unique'):
+            kit.robot(**{what: (first, second, replace(first, name='again'))})
+        stranger = replace(second, joints=(*second.joints, c.JointMapping('torso')))
+        with pytest.raises(c.ConfigError, match=r"unknown joints \['torso'\]"):
+            kit.robot(**{what: (first, stranger)})
+
+
+def test_repeated_names_and_missing_parts(kit):
+    robot = kit.robot()
+    with pytest.raises(c.ConfigError, match='names of joints must be unique'):
+        kit.robot(joints=(*robot.joints, robot.joints[0]))
+    with pytest.raises(c.ConfigError, match='names of cameras must be unique'):
+        kit.robot(cameras=(robot.cameras[0], robot.cameras[0]))
+    with pytest.raises(c.ConfigError, match='at least one camera'):
+        kit.robot(cameras=(replace(robot.cameras[0], required=False),))
+    with pytest.raises(c.ConfigError, match='no joints'):
+        kit.robot(joints=())
+
+
+def test_invert_is_for_grippers(kit):
+    first, second = kit.robot().sinks
+    flipped = (replace(first.joints[0], invert=True), *first.joints[1:])
+    with pytest.raises(c.ConfigError, match='scale: -1'):
+        kit.robot(sinks=(replace(first, joints=flipped), second))
+
+
+@pytest.mark.parametrize('invert', [False, True])
+def test_gripper_units_there_and_back(invert):
+    mapping = c.JointMapping('grip', 'vendor', scale=100.0, offset=3.0, invert=invert)
+    assert mapping.to_robot(1.0) == (3.0 if invert else 103.0)
+    for value in (0.0, 0.25, 1.0):
+        assert mapping.to_model(mapping.to_robot(value)) == pytest.approx(value)
+    with pytest.raises(c.ConfigError, match='scale'):
+        c.JointMapping('grip', scale=0.0)
+
+
+def test_every_setting_has_a_doc():
+    def check(cls):
+        for item in fields(cls):
+            default = item.default_factory() if callable(item.default_factory) else None
+            if is_dataclass(default):
+                check(type(default))
+            elif cls is not c.Config:
+                assert item.metadata.get('doc'), f'{cls.__name__}.{item.name}'
+
+    for cls in (c.JointConfig, c.CameraConfig, c.StateSourceConfig, c.SinkConfig, c.RobotConfig):
+        check(cls)
+    for cls in (c.PolicyConfig, c.PrunerConfig, c.RuntimeConfig, c.JointMapping):
+        check(cls)
+
+
+def test_thresholds_must_be_in_order():
+    with pytest.raises(c.ConfigError, match='max_image_age_warn_s must not exceed'):
+        c.BufferConfig(max_image_age_warn_s=0.5)
+    with pytest.raises(c.ConfigError, match=r'retention_ratio must be in \(0, 1\], got 1.4'):
+        c.PrunerConfig(retention_ratio=1.4)
+
+
+def test_policy_must_fit(kit):
+    spec, robot = kit.Policy().spec, kit.robot()
+    c.check_policy_fits(spec, robot)
+    c.check_policy_fits(replace(spec, joint_names=spec.joint_names[::-1]), robot)
+    with pytest.raises(c.ConfigError, match=r"only in the robot: \['right_grip'\]"):
+        c.check_policy_fits(replace(spec, joint_names=spec.joint_names[:-1]), robot)
+    with pytest.raises(c.ConfigError, match=r"needs the views \['torso'\]"):
+        c.check_policy_fits(replace(spec, views=(ViewSpec('torso', 8, 8, 1, 1),)), robot)
+    with pytest.raises(c.ConfigError, match='execution_horizon'):
+        c.check_policy_fits(replace(spec, execution_horizon=9), robot)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_pruner_settings_are_what_each_method_takes(method):
+    pruner = build_pruner(method, 12, **c.PrunerConfig().settings(accepted_settings(method)))
+    assert pruner.method == method
+    assert set(accepted_settings(method)) <= {item.name for item in fields(c.PrunerConfig)}

@@ -1,0 +1,89 @@
+"""The command line: wrong requests are one clear line and exit code 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from safe_pruner_ros import cli
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one error line of a refused command."""
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and error.startswith(f'safe-pruner {arguments[0]}: error: ')
+    return error
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--methods', 'magic'], 'unknown pruning method'),
+        (['--methods', ''], 'no method given'),
+        (['--methods', 'random,random'], "given twice: ['random']"),
+        (['--retention', '1.4'], '(0, 1], got 1.4'),
+        (['--retention', 'little'], "numbers like 0.3,0.1, got 'little'"),
+        (['--seeds', '900200:900000'], 'empty'),
+        (['--seeds', '7:9'], 'in no evaluation split'),
+        (['--seeds', '500000:500009', '--split', 'test'], 'not all in the test split'),
+        (['--set', 'alpha'], 'name=value'),
+        (['--set', 'alhpa=0.3'], "none of the methods takes the setting ['alhpa']"),
+        (['--task', 'juggle'], "unknown task 'juggle'"),
+        (['--baseline', 'magic'], 'not among --methods'),
+        (['--jobs', '-1'], '--jobs must be at least 0'),
+        (['--checkpoint', '/nowhere.safetensors'], 'no embedded-policy weights at /nowhere'),
+        (['--max-policy-steps', '0'], 'max_policy_steps'),
+    ],
+)
+def test_evaluate_refuses(capsys, tmp_path, arguments: list[str], message: str) -> None:
+    assert message in fails(capsys, 'evaluate', '--out', str(tmp_path / 'out'), *arguments)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_benchmark_and_train_refuse(capsys, tmp_path) -> None:
+    out = ('--out', str(tmp_path))
+    assert "got '0'" in fails(capsys, 'benchmark', '--threads', '0', *out)
+    assert '--rounds' in fails(capsys, 'benchmark', '--rounds', '0', *out)
+    assert '--processes' in fails(capsys, 'train', '--processes', '0', *out)
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(ValueError, match='unknown pruning method'):
+        cli.main(['--debug', 'evaluate', '--methods', 'magic'])
+
+
+def test_missing_ros_is_explained(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError("No module named 'rclpy'")
+
+    monkeypatch.setattr(cli, 'import_module', missing)
+    assert "No module named 'rclpy'" in fails(capsys, 'demo')
+
+
+def test_interrupt_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, '_train', interrupted)
+    assert cli.main(['train']) == 130
+
+
+@pytest.mark.parametrize('command', ['demo', 'train', 'evaluate', 'benchmark'])
+def test_every_command_has_help(capsys, command: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, '--help'])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert '--out' in text and '(default: )' not in text
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        'import sys\nfrom safe_pruner_ros import cli\ncli.build_parser()\n'
+        'print([m for m in ("torch", "numpy", "mujoco", "rclpy") if m in sys.modules])'
+    )
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert done.stdout.strip() == '[]', done.stderr

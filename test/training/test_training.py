@@ -1,0 +1,143 @@
+"""Parts of the training schedule that can be checked without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from safe_pruner_ros.policies.embedded_model import EmbeddedConfig, EmbeddedVLA
+from safe_pruner_ros.training import recipe
+from safe_pruner_ros.training.dataset import DemonstrationSet, save_shard
+from safe_pruner_ros.training.demonstrations import Frame, Label
+from safe_pruner_ros.training.imitation import (
+    AuxiliaryHeads,
+    DepthStage,
+    grow,
+    losses,
+    multiplier,
+    new_learner,
+)
+from safe_pruner_ros.training.labels import patch_labels
+from safe_pruner_ros.training.optimizer import orthogonalise
+
+CONFIG = EmbeddedConfig(
+    ('head', 'left_wrist', 'right_wrist'),
+    ('a', 'grip'),
+    ('grip',),
+    ('<pad>', 'take', 'red', 'blue', 'ball', 'block'),
+    width=32,
+    mlp_width=48,
+    n_layers=12,
+    n_heads=4,
+    vision_width=16,
+)
+
+
+def test_no_scene_serves_two_purposes() -> None:
+    ranges = (recipe.TRAINING_SEEDS, recipe.VALIDATION_SEEDS, recipe.TEST_SEEDS)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert not set(ranges[a]) & set(ranges[b])
+
+
+@pytest.mark.parametrize('depth', [5, 8, 12])
+def test_growing_keeps_the_function(depth: int) -> None:
+    torch.manual_seed(0)
+    small = EmbeddedVLA(CONFIG, 4).eval()
+    large = grow(small, depth).eval()
+    embeddings = torch.randn(2, small.layout.length, CONFIG.width)
+    with torch.inference_mode():
+        difference = small.decode_full(embeddings) - large.decode_full(embeddings)
+    assert len(large.layers) == depth
+    assert difference.abs().max() < 1e-5
+
+
+def test_grown_layers_learn() -> None:
+    """A zero-initialised layer that gets no gradient would stay the identity for ever."""
+    torch.manual_seed(0)
+    large = grow(EmbeddedVLA(CONFIG, 4), 12)
+    large.decode_full(torch.randn(1, large.layout.length, CONFIG.width)).square().mean().backward()
+    new = [layer for layer in large.layers if not layer.mlp.down_proj.weight.any()]
+    assert len(new) == 8
+    for layer in new:
+        assert layer.mlp.down_proj.weight.grad.abs().max() > 0
+        assert layer.self_attn.o_proj.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize('shape', [(3, 16, 16), (2, 24, 16), (2, 16, 40)])
+def test_orthogonalise_evens_out_singular_values(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    assert values.min() > 0.4 and values.max() < 1.4
+
+
+def test_patch_labels_count_pixels_and_point_to_the_centroid() -> None:
+    segmentation = np.full((64, 64), -1)
+    segmentation[4:12, 4:12] = 0  # straddles four 8 x 8 patches, centroid (8, 8)
+    segmentation[56:64, 56:64] = -2  # the tray fills the last patch
+    labels = patch_labels(segmentation, n_objects=1, grid=8)
+    assert labels.coverage[0, 0] == pytest.approx(16 / 64)
+    assert labels.coverage[:, 0].sum() == pytest.approx(1.0)
+    np.testing.assert_allclose(labels.offset[0, 0], [0.5, 0.5])
+    np.testing.assert_allclose(labels.offset[9, 0], [-0.5, -0.5])
+    assert labels.coverage[63, 1] == 1.0 and labels.coverage[:, 2].sum() == 0
+    np.testing.assert_allclose(labels.offset[63, 1], [0, 0], atol=1e-6)
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    stage = DepthStage(4, 110, 1.0, 1.0, warmup_steps=10, final_multiplier=0.1)
+    values = [multiplier(stage, step) for step in range(111)]
+    assert values[0] == pytest.approx(0.1) and values[10] == pytest.approx(1.0)
+    assert values[110] == pytest.approx(0.1) and min(values[10:]) > 0.099
+
+
+def _frames() -> list[Frame]:
+    rng = np.random.default_rng(0)
+    frames = []
+    for number in range(3):
+        labels = (
+            Label(0, np.full((8, 2), number, np.float32)),
+            Label(1, np.full((8, 2), 10 + number, np.float32)),
+        )
+        coverage = np.zeros((192, 2), np.uint8)
+        coverage[number, 0], coverage[number + 5, 1] = 255, 255
+        frames.append(
+            Frame(
+                rng.integers(0, 255, (3, 256, 256, 3), dtype=np.uint8),
+                np.array([number, 0.5], np.float32),
+                coverage,
+                ('red ball', 'blue block'),
+                np.ones((2, 3), np.float32) * number,
+                labels,
+            )
+        )
+    return frames
+
+
+def test_a_sample_holds_the_label_of_the_object_it_names(tmp_path: Path) -> None:
+    tokens = [np.zeros((192, 16), np.float16)] * 3
+    save_shard(tmp_path / 'shard', _frames(), tokens, {'source': 'test'})
+    data = DemonstrationSet(tmp_path, CONFIG, ('take {object}',))
+    assert len(data) == 6
+    batch = data.batch(np.random.default_rng(0), 64)
+    red = batch['words'][:, 1] == CONFIG.vocabulary.index('red')
+    assert 0 < red.sum() < 64
+    assert (batch['chunk'][red] < 10).all() and (batch['chunk'][~red] >= 10).all()
+    number = batch['proprioception'][:, 0].long()
+    row = torch.where(red, number, number + 5)
+    assert (batch['coverage'].argmax(1) == row).all()
+
+
+def test_losses_reach_every_trained_weight_and_no_tower_weight(tmp_path: Path) -> None:
+    save_shard(tmp_path / 'shard', _frames(), [np.ones((192, 16), np.float16)] * 3, {})
+    data = DemonstrationSet(tmp_path, CONFIG, ('take {object}',))
+    statistics = {k: torch.from_numpy(v).float() for k, v in data.statistics().items()}
+    learner = new_learner(
+        EmbeddedVLA(CONFIG, 4), AuxiliaryHeads(CONFIG.width), DepthStage(4, 10, 1e-3, 1e-3)
+    )
+    sum(losses(learner, data.batch(np.random.default_rng(0), 8), statistics).values()).backward()
+    silent = [n for n, p in learner.trained.named_parameters() if p.requires_grad and p.grad is None]
+    assert silent == []
+    assert all(p.grad is None for p in learner.model.vision.parameters())
