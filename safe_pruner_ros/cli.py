@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -87,9 +88,14 @@ def _add(
 
 
 def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--policy', default='embedded', help='policy backend')
-    parser.add_argument('--checkpoint', default='', help='weights file; empty: the shipped ones')
-    parser.add_argument('--device', default='cpu', help='torch device: cpu, cuda, cuda:0')
+    parser.add_argument(
+        '--policy-file',
+        default='embedded',
+        help='policy and the settings of its pruning method, as the node reads them: a name in '
+        'config/policies, or a path; other methods run as published',
+    )
+    parser.add_argument('--checkpoint', default='', help="weights file; empty: the policy file's")
+    parser.add_argument('--device', default='', help='torch device; empty: the policy file\'s')
     parser.add_argument(
         '--set',
         dest='settings',
@@ -99,6 +105,20 @@ def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         help='a setting of the pruning method, e.g. similarity_threshold=0.5; repeatable; '
         'METHOD.NAME=VALUE sets it for one method only',
     )
+
+
+def _read_policy_file(arguments: argparse.Namespace) -> tuple[Any, dict[str, dict[str, Any]]]:
+    """(PolicyConfig with the command line's changes, settings of the method the file is about)."""
+    resources = import_module('safe_pruner_ros.ros.resources')  # no rclpy in there
+    config = import_module('safe_pruner_ros.runtime.config_yaml').load_config(
+        resources.config_file('robots', 'sim'),
+        resources.config_file('policies', arguments.policy_file),
+    )
+    changes = {'checkpoint': arguments.checkpoint, 'device': arguments.device}
+    policy = replace(config.policy, **{name: text for name, text in changes.items() if text})
+    accepted = import_module('safe_pruner_ros.core.catalog').accepted_settings
+    method = config.pruner.method
+    return policy, {method: config.pruner.settings(accepted(method))}
 
 
 # ---- demo
@@ -196,7 +216,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument('--baseline', default='unpruned', help='what differences are taken to')
     parser.add_argument('--max-policy-steps', type=int, default=30, help='give up after')
     parser.add_argument(
-        '--execution-horizon', type=int, default=0, help='actions of a chunk used; 0: the policy\'s'
+        '--execution-horizon', type=int, default=0, help="actions of a chunk used; 0: the policy's"
     )
     parser.add_argument(
         '--latency-ticks', type=int, default=0, help='control ticks from picture to first action'
@@ -213,7 +233,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     splits = {'validation': recipe.VALIDATION_SEEDS, 'test': recipe.TEST_SEEDS}
     seeds, split = plan_module.choose_seeds(arguments.seeds, arguments.split, splits)
     methods, settings = _names(arguments.methods), plan_module.parse_settings(arguments.settings)
-    cells = plan_module.build_cells(methods, _ratios(arguments.retention), settings)
+    policy, configured = _read_policy_file(arguments)
+    cells = plan_module.build_cells(methods, _ratios(arguments.retention), settings, configured)
     if arguments.baseline not in methods and arguments.baseline != 'unpruned':
         raise UsageError(f'--baseline {arguments.baseline} is not among --methods {methods}')
     import_module('safe_pruner_ros.sim.tasks.catalog').get_task(arguments.task)
@@ -229,13 +250,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         seeds=seeds,
         split=split,
         asked_objects=asked,
-        policy=arguments.policy,
-        checkpoint=arguments.checkpoint,
-        device=arguments.device,
+        policy=policy.name,
+        checkpoint=policy.checkpoint,
+        device=policy.device,
         rollout=rollout.RolloutSettings(
-            arguments.max_policy_steps, arguments.execution_horizon, arguments.latency_ticks
+            arguments.max_policy_steps,
+            arguments.execution_horizon or policy.execution_horizon,
+            arguments.latency_ticks,
         ),
         settings=settings,
+        configured=configured,
     )
     evaluate.check_plan(plan)
     try:
@@ -278,7 +302,9 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         return int(_import_ros('benchmark').main(arguments))
     for name in ('rounds', 'episodes'):
         _at_least(f'--{name}', getattr(arguments, name), 1)
-    return int(import_module('safe_pruner_ros.evaluation.benchmark').main(arguments))
+    policy, configured = _read_policy_file(arguments)
+    benchmark = import_module('safe_pruner_ros.evaluation.benchmark')
+    return int(benchmark.main(arguments, policy, configured))
 
 
 # ---- values

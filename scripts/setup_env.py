@@ -165,8 +165,8 @@ def make_venv() -> None:
     options = ['--system-site-packages'] if ROS_DISTRO else []
     run(
         [sys.executable, '-m', 'venv', *options, VENV],
-        f'Install venv (Debian/Ubuntu: sudo apt install python3-venv); if it is there, remove {VENV}'
-        ' and run make setup again.',
+        f'Install venv (Debian/Ubuntu: sudo apt install python3-venv); if it is there, remove\n'
+        f'{VENV} and run make setup again.',
     )
 
 
@@ -268,6 +268,8 @@ def make_environment() -> None:
 def colcon_environment() -> dict[str, str]:
     env = dict(os.environ)
     env['PATH'] = f'{VENV / "bin"}:{env.get("PATH", "")}'
+    # Also replaces colcon's default, which waits as long as other work loads the machine.
+    env['MAKEFLAGS'] = f'-j{os.cpu_count() or 1}'
     if ROS_DISTRO:
         return env
     # Only .venv: a second workspace that happens to be sourced must not leak into the build.

@@ -32,6 +32,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (['--set', 'alpha'], 'name=value'),
         (['--set', 'alhpa=0.3'], "none of the methods takes the setting ['alhpa']"),
         (['--task', 'juggle'], "unknown task 'juggle'"),
+        (['--policy-file', 'enbedded'], "no 'enbedded' in"),
         (['--baseline', 'magic'], 'not among --methods'),
         (['--jobs', '-1'], '--jobs must be at least 0'),
         (['--checkpoint', '/nowhere.safetensors'], 'no embedded-policy weights at /nowhere'),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
+from typing import Any
 
 from safe_pruner_ros.evaluation.latency import markdown_table, ratio_line, run_benchmark
 from safe_pruner_ros.evaluation.plan import build_cells, parse_settings
 from safe_pruner_ros.evaluation.provenance import git_commit, machine
 from safe_pruner_ros.evaluation.results import to_json
+from safe_pruner_ros.runtime.config import PolicyConfig
 from safe_pruner_ros.sim.env import DualArmEnv
 
 FIRST_SEED = 800_100  # of scenes that serve neither training nor any choice or reported rate
@@ -26,10 +29,15 @@ def parse_threads(text: str) -> list[int]:
     return threads
 
 
-def main(arguments: argparse.Namespace) -> int:
+def main(
+    arguments: argparse.Namespace,
+    policy: PolicyConfig,
+    configured: Mapping[str, Mapping[str, Any]],
+) -> int:
+    """Measure, print, write; ``configured`` as in `build_cells`."""
     threads = parse_threads(arguments.threads)
     settings = parse_settings(arguments.settings)
-    cell = build_cells([arguments.method], [arguments.retention], settings)[0]
+    cell = build_cells([arguments.method], [arguments.retention], settings, configured)[0]
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.episodes)
     with DualArmEnv(arguments.task) as env:
         result = run_benchmark(
@@ -38,9 +46,9 @@ def main(arguments: argparse.Namespace) -> int:
             threads,
             seeds,
             arguments.rounds,
-            arguments.policy,
-            arguments.checkpoint,
-            arguments.device,
+            policy.name,
+            policy.checkpoint,
+            policy.device,
         )
     result |= {
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
@@ -52,7 +60,7 @@ def main(arguments: argparse.Namespace) -> int:
     for count in threads:
         found = result['threads'][str(count)]
         text += (
-            f'{cell.method} at {cell.retention_ratio:g}, {arguments.device}, {count} torch '
+            f'{cell.method} at {cell.retention_ratio:g}, {policy.device}, {count} torch '
             f'thread{"s" if count > 1 else ""}, ms:\n\n{markdown_table(found)}\n'
             f'{ratio_line(found)}\n\n'
         )

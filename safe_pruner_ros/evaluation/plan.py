@@ -47,7 +47,8 @@ class Job:
 @dataclass(frozen=True)
 class EvaluationPlan:
     """``asked_objects``: (None,) keeps each scene's own target; otherwise each of these objects is
-    named in turn. ``split``: which seed range the scenes are from, '' if none."""
+    named in turn. ``split``: which seed range the scenes are from, '' if none. ``settings`` and
+    ``configured``: what `build_cells` was given, for the record."""
 
     task: str
     cells: tuple[Cell, ...]
@@ -59,6 +60,7 @@ class EvaluationPlan:
     device: str = 'cpu'
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    configured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def jobs(self) -> Iterator[Job]:
         """Scene by scene, so that a run that is cut short still has pairs to compare."""
@@ -86,6 +88,7 @@ class EvaluationPlan:
             'execution_horizon': self.rollout.execution_horizon,
             'latency_ticks': self.rollout.latency_ticks,
             'settings': dict(self.settings),
+            'configured': {name: dict(values) for name, values in self.configured.items()},
         }
 
 
@@ -170,12 +173,16 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def build_cells(
-    methods: Sequence[str], ratios: Sequence[float], settings: Mapping[str, Any]
+    methods: Sequence[str],
+    ratios: Sequence[float],
+    settings: Mapping[str, Any],
+    configured: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Cell, ...]:
     """Methods x ratios; a method without a ratio (unpruned) is one cell at 1.0.
 
-    A setting applies to every method that knows it, one written 'method.setting' to that method
-    only and with precedence. Raises ValueError for unknown methods, ratios outside (0, 1], and
+    ``configured``: method -> the settings it starts from; methods that are not in it start from
+    their published defaults. ``settings`` change them: each applies to every method that knows it,
+    one written 'method.setting' to that method only and with precedence. Raises ValueError for unknown methods, ratios outside (0, 1], and
     settings that no chosen method takes.
     """
     if not methods:
@@ -191,7 +198,8 @@ def build_cells(
     used: set[str] = set()
     for method in methods:
         accepted = accepted_settings(method)
-        chosen: dict[str, Any] = {}
+        chosen: dict[str, Any] = dict((configured or {}).get(method, {}))
+        chosen.pop('retention_ratio', None)
         for name in sorted(settings, key=lambda name: '.' in name):  # 'method.setting' wins
             owner, _, short = name.rpartition('.')
             if short == 'retention_ratio':

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from safe_pruner_ros.core.catalog import METHODS
 from safe_pruner_ros.evaluation.results import Record
 from safe_pruner_ros.evaluation.statistics import (
     PairedDifference,
@@ -48,13 +49,20 @@ class CellSummary:
 
 
 def summarise(episodes: Iterable[Record], baseline: str = 'unpruned') -> list[CellSummary]:
-    """One CellSummary a cell, in order of appearance; the baseline of a task is its first cell of
-    method ``baseline``, or the very first cell where that method did not run."""
+    """One CellSummary a cell, by task, method (baseline first, then as catalogued) and falling
+    ratio. Where method ``baseline`` did not run on a task, its first cell is the baseline."""
     cells: dict[CellKey, dict[Pair, Record]] = {}
     for episode in episodes:
         key = (episode['task'], episode['method'], float(episode['retention_ratio']))
         cells.setdefault(key, {})[episode['seed'], episode['asked_object']] = episode
+    cells = dict(sorted(cells.items(), key=lambda item: _order(item[0], baseline)))
     return [_summarise(key, cell, _baseline(cells, key, baseline)) for key, cell in cells.items()]
+
+
+def _order(key: CellKey, baseline: str) -> tuple[object, ...]:
+    task, method, ratio = key
+    place = METHODS.index(method) if method in METHODS else len(METHODS)
+    return task, method != baseline, place, method, -ratio
 
 
 def _baseline(

@@ -65,9 +65,7 @@ def _import_message(config: SinkConfig, module: str, class_name: str) -> type:
     return message_type
 
 
-def _finite_values(
-    config: SinkConfig, command: JointCommand
-) -> tuple[list[str], list[float]]:
+def _finite_values(config: SinkConfig, command: JointCommand) -> tuple[list[str], list[float]]:
     """Names and values of this sink in its order and in the robot's units; every one finite."""
     if len(command.positions) != len(command.joint_names):
         raise ValueError(

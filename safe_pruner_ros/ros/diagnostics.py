@@ -70,7 +70,9 @@ def checks(facts: NodeFacts) -> list[Check]:
     """State first, then cameras, joints, policy, pruning, commands and the node itself."""
     lines = [_state(facts)]
     for source in facts.loop.sources:
-        lines.append(_camera(facts, source) if source.name in facts.views else _joints(facts, source))
+        lines.append(
+            _camera(facts, source) if source.name in facts.views else _joints(facts, source)
+        )
     return [*lines, _policy(facts), _pruning(facts), _commands(facts), _node(facts)]
 
 

@@ -1,4 +1,4 @@
-"""A callback that raises must not end the node: rclpy's spin_once re-raises it. Count and report."""
+"""A callback that raises must not end the node, as rclpy would have it. Count and report."""
 
 from __future__ import annotations
 

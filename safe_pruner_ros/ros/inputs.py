@@ -79,7 +79,9 @@ class Inputs:
             self._subscribe_joints(source)
         self._instruction_topic = robot.instruction_topic
         self._hears_latched = False
-        self._subscribe(String, robot.instruction_topic, self._instruction, _newest_only('reliable'))
+        self._subscribe(
+            String, robot.instruction_topic, self._instruction, _newest_only('reliable')
+        )
         if use_sim_time:
             self._clock = self._subscribe(
                 Clock, '/clock', lambda msg: None, _newest_only('best_effort')
@@ -193,7 +195,9 @@ class Inputs:
     def _image(self, camera: CameraConfig, msg: Any) -> None:
         receive_ns = self.now_ns()
         convert = (
-            compressed_to_camera_image if camera.transport == 'compressed' else image_to_camera_image
+            compressed_to_camera_image
+            if camera.transport == 'compressed'
+            else image_to_camera_image
         )
         try:
             image = convert(msg, camera.name, camera.encodings)

@@ -95,9 +95,7 @@ class SafePrunerNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> None:
         session = self._configured()
         session.refuse_rivals()
-        session.wait_until_ready(
-            self._settings.value('activation_timeout_s'), self._stop.is_set
-        )
+        session.wait_until_ready(self._settings.value('activation_timeout_s'), self._stop.is_set)
         session.refuse_rivals()
         super().on_activate(state)
         session.start()

@@ -53,8 +53,7 @@ def read_command(sink: SinkConfig, msg: Any, now_ns: int) -> Waypoints:
     if unknown or not names or len(set(names)) != len(names):
         raise InputError(
             'COMMAND_JOINTS',
-            f'{sink.topic}: joint names {names[:20]} must be different joints of '
-            f'{list(mappings)}',
+            f'{sink.topic}: joint names {names[:20]} must be different joints of {list(mappings)}',
         )
     lengths = {len(row) for row in rows}
     if lengths != {len(names)}:

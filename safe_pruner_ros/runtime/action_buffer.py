@@ -136,7 +136,7 @@ class _Path:
         place = min(max(place, 0.0), len(self._waypoints) - 1.0)
         before = min(int(place), len(self._waypoints) - 2)
         share = place - before
-        # A convex combination, unlike a + share * (b - a), cannot overflow or leave [a, b].
+        # A convex combination, unlike a + share * (b - a), cannot overflow.
         mixed: FloatArray = (1.0 - share) * self._waypoints[before] + share * self._waypoints[
             before + 1
         ]

@@ -109,6 +109,9 @@ class PrunerConfig:
     keyframe_interval: int = setting(
         0, 'every so many policy steps a key timestep, without tau; 0: tau decides', '', 0, 100000
     )
+    queries: Literal['last', 'action', 'text'] = setting(
+        'last', 'FastV: tokens whose attention ranks the visual ones'
+    )
     seed: int = setting(0, 'seed of random methods', '', 0, 2**31 - 1)
 
     def __post_init__(self) -> None:
@@ -145,7 +148,7 @@ class BufferConfig:
         False, 'use the receive time of messages whose stamp is zero, instead of refusing them'
     )
     history: int = setting(
-        4, 'images kept per view, to find the newest set that belongs together', '', 1, 32
+        16, 'images kept per view, to find the newest set that belongs together', '', 1, 64
     )
     resume_frames: int = setting(
         3, 'good frames in a row before a view that was stale counts again', '', 1, 100

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from safe_pruner_ros.runtime.config import Config
@@ -44,13 +45,18 @@ class ParameterSpec:
     choices: tuple[str, ...] = ()
 
 
+@cache
+def _hints(config_class: type[Any]) -> dict[str, Any]:
+    return get_type_hints(config_class)
+
+
 def parameter_specs(config: Config) -> list[ParameterSpec]:
     """Every value of ``config``, in the order of the schema. Names of list items are no values."""
     return list(_specs(config, ''))
 
 
 def _specs(config: Any, prefix: str) -> Iterator[ParameterSpec]:
-    hints = get_type_hints(type(config))
+    hints = _hints(type(config))
     for item in fields(config):
         name, value, kind = prefix + item.name, getattr(config, item.name), hints[item.name]
         if is_dataclass(value):
@@ -116,7 +122,7 @@ def _checked(spec: ParameterSpec, value: Any) -> Any:
 def _replaced(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
     """``config`` with the values whose names start with ``prefix``; unchanged parts are shared."""
     changes: dict[str, Any] = {}
-    hints = get_type_hints(type(config))
+    hints = _hints(type(config))
     for item in fields(config):
         name, old = prefix + item.name, getattr(config, item.name)
         if name in values:

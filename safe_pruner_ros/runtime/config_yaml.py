@@ -20,9 +20,9 @@ from safe_pruner_ros.runtime.config_parameters import override
 from safe_pruner_ros.runtime.config_robot import RobotConfig
 from safe_pruner_ros.runtime.config_schema import ConfigError, check_value
 
-MAX_FILE_BYTES = 1_000_000
+MAX_FILE_BYTES = 200_000  # the largest shipped file has 7000
 _STANDARD = 'tag:yaml.org,2002:'
-_INT = re.compile(r'[+-]?[0-9]+')
+_INT = re.compile(r'[+-]?[0-9]{1,18}')
 _FLOAT = re.compile(r'[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?')
 
 

@@ -61,8 +61,9 @@ class StateHistory:
         sample = StoredState(values, stamp, receive_ns)
         newest = self.newest
         if newest is not None:
-            if self._age_s(newest, receive_ns) > self._config.max_state_age_s:
-                # The stream stopped, the arms are held: where the joints are now counts.
+            last_seen = self._jumped[-1] if self._jumped else newest
+            if self._age_s(last_seen, receive_ns) > self._config.max_state_age_s:
+                # The stream had stopped and the arms are held: where the joints are now counts.
                 self._samples.clear()
                 self._jumped.clear()
             elif stamp < newest.stamp_ns:

@@ -67,6 +67,8 @@ class ViewHistory:
         if stamp != image.stamp_ns:
             image = CameraImage(image.rgb, image.view, stamp)
         self._images.append(StoredImage(image, stamp, receive_ns))
+        while seconds(stamp - self._images[0].stamp_ns) > self._config.max_image_age_s:
+            self._images.popleft()  # no set will need it: its view would be stale
         self.counter.accept(receive_ns)
         return None
 

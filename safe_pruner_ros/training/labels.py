@@ -38,8 +38,10 @@ def patch_labels(segmentation: npt.NDArray[np.int_], n_objects: int, grid: int) 
         share = mask.reshape(grid, rows, grid, cols).mean(axis=(1, 3)).reshape(-1)
         coverage[:, channel] = share
         if identity != ROBOT:
-            y, x = np.nonzero(mask)
-            centroid = np.array([(y.mean() + 0.5) / rows, (x.mean() + 0.5) / cols])
+            total = mask.sum()
+            y = (mask.sum(axis=1) @ np.arange(height)) / total
+            x = (mask.sum(axis=0) @ np.arange(width)) / total
+            centroid = np.array([(y + 0.5) / rows, (x + 0.5) / cols])
             shown = share >= MIN_COVERAGE
             offset[shown, channel] = (centroid - centres)[shown]
     return PatchLabels(coverage, offset)

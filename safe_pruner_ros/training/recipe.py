@@ -31,7 +31,7 @@ class TrainingRecipe:
     vision_episodes: int = 320
     vision_steps: int = 750
     vision_batch: int = 64
-    demonstration_episodes: int = 1000
+    demonstration_episodes: int = 700
     label_stride: int = 2
     noisy_share: float = 0.5
     noise_rad: float = 0.04
@@ -44,7 +44,7 @@ class TrainingRecipe:
     coverage_weight: float = 0.5
     position_weight: float = 0.5
     ema_decay: float = 0.995
-    dagger_episodes: int = 200
+    dagger_episodes: int = 160
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -43,12 +43,13 @@ def without_times(episodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_evaluates_resumes_and_repeats(checkpoint: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     cells = evaluate(make_plan(checkpoint), whole, jobs=1)
-    assert [cell.method for cell in cells] == ['unpruned', 'safe_pruner', 'random']
+    unpruned, random, safe = cells
+    assert [cell.method for cell in cells] == ['unpruned', 'random', 'safe_pruner']
     assert all(cell.episodes == 2 and cell.errors == 0 for cell in cells)
-    assert cells[0].retained_tokens_mean == 192 and cells[2].retained_tokens_mean == 48
-    assert cells[1].retained_tokens_mean == 120  # the first of two steps is a key timestep
-    assert cells[0].macs_mean > cells[1].macs_mean > cells[2].macs_mean > 0
-    assert cells[1].versus_baseline.pairs == 2
+    assert unpruned.retained_tokens_mean == 192 and random.retained_tokens_mean == 48
+    assert safe.retained_tokens_mean == 120  # the first of two steps is a key timestep
+    assert unpruned.macs_mean > safe.macs_mean > random.macs_mean > 0
+    assert safe.versus_baseline.pairs == 2
 
     first = read_episodes(whole / 'episodes.jsonl')
     assert {'commit', 'settings_hash', 'instruction', 'target'} <= set(first[0])

@@ -75,6 +75,13 @@ def test_cells_are_methods_times_ratios_but_unpruned_once() -> None:
     assert cells[0].settings == {'pruning_layer': 2}
 
 
+def test_configured_settings_are_where_a_method_starts() -> None:
+    configured = {'safe_pruner': {'alpha': 0.7, 'norm': 'l1', 'retention_ratio': 0.9}}
+    safe, random = build_cells(['safe_pruner', 'random'], [0.3], {'alpha': 0.2}, configured)
+    assert safe.settings == {'alpha': 0.2, 'norm': 'l1', 'retention_ratio': 0.3}
+    assert random.settings == {'retention_ratio': 0.3}
+
+
 @pytest.mark.parametrize(
     ('methods', 'ratios', 'settings', 'message'),
     [

@@ -5,6 +5,7 @@ The two sides have their own rclpy context (participant) and executor thread eac
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Before rclpy is imported anywhere: a domain of this process alone, on this machine alone.
@@ -59,7 +60,10 @@ robot:
       adapter: float64_multiarray
       joints: [{{joint: right_1}}, {{joint: right_gripper}}]
 runtime:
-  guard: {{soft_start_s: 0.1}}
+  # Generous ages: what is tested is what happens when they are exceeded, on any loaded machine.
+  guard: {{soft_start_s: 0.1, max_state_age_s: 0.6, max_command_age_s: 0.6}}
+  buffer: {{max_state_age_s: 0.6, max_image_age_s: 0.8, max_image_age_warn_s: 0.7, max_skew_s: 0.6,
+           max_skew_warn_s: 0.6, max_future_s: 0.5}}
 """
 
 
@@ -233,6 +237,9 @@ class Robot:
             assert isinstance(coded, CompressedImage)
             self._wrist.publish(coded)
 
+    def is_alone(self) -> bool:
+        return 'safe_pruner' not in self.node.get_node_names()
+
     # ---- what tests do
 
     def say(self, text: str) -> None:
@@ -288,7 +295,9 @@ class Robot:
         """Everything that any command topic ever carried."""
         values = [list(m.points[0].positions) for m in self.received['/arm_left/command']]
         values += [list(m.data) for m in self.received['/arm_right/command']]
-        values += [list(m.points[0].positions) for m in self.received['/safe_pruner/preview/arm_left']]
+        values += [
+            list(m.points[0].positions) for m in self.received['/safe_pruner/preview/arm_left']
+        ]
         return np.array(values, dtype=float).reshape(-1, 2)
 
     def wait_state(self, *words: str, timeout_s: float = 8.0) -> str:
@@ -368,7 +377,7 @@ def bench(tmp_path: Path, _robot: Robot) -> Iterator[Bench]:
         executor.add_node(node)
         thread = threading.Thread(target=spin_until, args=(executor, stop), daemon=True)
         thread.start()
-        started.append(node)
+        started.append((node, executor))
         threads.append(thread)
         return node
 
@@ -383,7 +392,13 @@ def bench(tmp_path: Path, _robot: Robot) -> Iterator[Bench]:
     stop.set()
     for thread in threads:
         thread.join(3.0)
-    for node in started:
+    for node, executor in started:
         node.end()
+        executor.remove_node(node)
+        executor.shutdown()
         node.destroy_node()
+    del node, executor
+    started.clear()
+    gc.collect()  # the lifecycle state machine keeps the node's handle until it is collected
     rclpy.shutdown(context=context)
+    wait_for(_robot.is_alone, 5.0, 'the old node to leave')

@@ -189,7 +189,9 @@ def test_headers_without_a_picture_are_refused(data: bytes) -> None:
 
 def png_bomb(width: int, height: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+        return (
+            struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+        )
 
     rows = zlib.compress(bytes(min(width * 3 + 1, 10_000) * 100), 9)
     head = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)

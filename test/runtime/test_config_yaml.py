@@ -85,6 +85,8 @@ def test_policy_file_adds_and_overrides(write):
         ('dry_run: false', 'dryrun: false', (':3:', "'dryrun'", "did you mean 'dry_run'?")),
         ('dry_run: false', 'dry_run: no', (':3:', 'robot.dry_run', 'expected true or false')),
         ('dry_run: false', 'dry_run: 0', ('expected true or false',)),
+        ('lower: -1,', 'lower: 1.0e+999,', ('lower must be finite',)),
+        ('lower: -1,', f'lower: {"9" * 5000},', ('must be finite',)),
         ('lower: -1,', 'lower: .nan,', (':5:', 'robot.joints[0].lower', 'finite number')),
         ('lower: -1,', 'lower: -.inf,', (':5:', 'finite number')),
         ('max_velocity: 2.0', 'max_velocity: 1e3', ("'1e3' is a string", 'write 1000.0')),
@@ -101,7 +103,7 @@ def test_policy_file_adds_and_overrides(write):
         ('name: tiny', 'name: !secret x', ('is not allowed',)),
         ('encodings: [rgb8, bgr8]', 'encodings: rgb8', ('expected a list',)),
         ('encodings: [rgb8, bgr8]', 'encodings: []', ('at least one accepted',)),
-        ('  guard: {soft_start_s: 2}', '  guard: [1]', (':14:', 'expected keys and values')),
+        ('  guard: {soft_start_s: 2}', '  guard: [1]', (':13:', 'expected keys and values')),
         ('  guard: {soft_start_s: 2}', '  guard: {soft_start_s: 2', ('no valid YAML',)),
         ('runtime:', 'runtimes:', ("did you mean 'runtime'?",)),
         ('robot:', '? [a]\n: 1\nrobot:', ('keys must be plain words',)),
@@ -118,15 +120,15 @@ def test_whole_files_that_are_none(write, tmp_path):
     refused(write('- 1\n'), 'expected keys and values')
     refused(write('runtime: {}\n'), 'no section robot')
     refused(write(b'\xff\xfe\x00bad'), 'robot.yaml')
-    refused(write('a' * 1_000_001), 'larger than')
-    refused(write('[' * 5000), 'robot.yaml')
+    refused(write('a' * 200_001), 'larger than')
+    refused(write('[' * 1500), 'robot.yaml')
     refused(write(GOOD + '---\n' + GOOD), 'no valid YAML')
     refused(tmp_path / 'missing.yaml', 'cannot be read')
     with pytest.raises(ConfigError, match='cannot be read'):
         load_config(tmp_path)  # a folder
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
 @given(data=st.data())
 def test_mutated_files_never_raise_anything_else(write, data):
     text = list(GOOD)

@@ -1,0 +1,313 @@
+"""Rows 26, 30 to 35, 41: whatever comes in, no NaN, no limit, no step is ever violated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safe_pruner_ros.runtime.codes import Code, Reason
+from safe_pruner_ros.runtime.command_guard import CommandGuard
+from safe_pruner_ros.runtime.config import GuardConfig
+from safe_pruner_ros.types import ArmState, JointCommand
+
+TICK = 20_000_000
+HOME = np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
+
+
+def arms(delta):
+    """HOME with every arm joint moved."""
+    return HOME + np.array([1, 1, 0, 1, 1, 0]) * delta
+
+
+class Bench:
+    """A guard, its clock, and an arm that stands where it was told to (or at ``measured``)."""
+
+    def __init__(self, kit, robot=None, **settings_):
+        settings_.setdefault('soft_start_s', 0.0)
+        self.kit, self.robot = kit, robot or kit.robot()
+        self.guard = CommandGuard(self.robot, GuardConfig(**settings_), 50.0)
+        self.now, self.measured = kit.T0, HOME.copy()
+
+    def tick(self, targets, reasons=(), state=True, age_ns=0, names=None, ns=TICK):
+        self.now += ns
+        command = None
+        if targets is not None:
+            names = names or self.kit.JOINTS
+            command = JointCommand(np.asarray(targets, float), names, self.now - age_ns)
+        pose = ArmState(self.measured, self.now) if state is True else state
+        return self.guard.check(command, pose, self.now, reasons)
+
+    def settle(self, targets, ticks=60):
+        for _ in range(ticks):
+            verdict = self.tick(targets)
+        return verdict
+
+
+@pytest.fixture
+def bench(kit):
+    return Bench(kit)
+
+
+def test_small_step_passes_unchanged(bench):
+    verdict = bench.tick(HOME + 0.01)
+    assert verdict.action == 'pass' and verdict.reasons == ()
+    assert verdict.command.positions == pytest.approx(HOME + 0.01)
+
+
+def test_position_limit(bench):
+    target = HOME.copy()
+    target[0] = 9.0
+    assert bench.tick(target).codes == (Code.START_ERROR,)
+    bench.settle(HOME)
+    verdict = bench.settle(target)
+    assert verdict.action == 'clamp' and verdict.codes == (Code.POSITION_LIMIT,)
+    assert verdict.command.positions[0] == 0.5
+    assert 'left_1' in verdict.reasons[0].text and 'left_2' not in verdict.reasons[0].text
+
+
+def test_step_and_velocity_limits(kit, bench):
+    verdict = bench.tick(HOME + 0.3)
+    assert verdict.codes == (Code.STEP_LIMIT, Code.VELOCITY_LIMIT)
+    assert np.abs(verdict.command.positions - HOME)[[0, 1]].tolist() == pytest.approx([0.05] * 2)
+    slow = [j if j.kind == 'gripper' else type(j)(j.name, 'arm', -1, 0.5, 1.0, 0.05)
+            for j in bench.robot.joints]  # fmt: skip
+    slow_bench = Bench(kit, kit.robot(joints=tuple(slow)))
+    verdict = slow_bench.tick(HOME + 0.04)
+    assert verdict.codes == (Code.VELOCITY_LIMIT,)
+    assert verdict.command.positions[0] == pytest.approx(0.1 + 1.0 * 0.02)
+
+
+def test_ticks_in_a_burst_do_not_move_faster(bench):
+    bench.settle(HOME)
+    start = bench.tick(HOME).command.positions[0]
+    moved = [bench.tick(arms(-1.0), ns=1_000_000).command.positions[0] for _ in range(20)]
+    # 20 ms have passed: one period's worth, and at most one more that was left over.
+    assert start - moved[-1] <= 4.0 * 0.04 + 1e-9
+
+
+def test_uneven_clock_of_a_simulator_keeps_the_average_speed(bench):
+    bench.settle(HOME)
+    positions = [bench.tick(arms(-0.9), ns=ns).command.positions[0] for ns in (0, 2 * TICK) * 8]
+    assert positions[0] - positions[-1] == pytest.approx(0.05 * 15, abs=0.051)
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
+def test_not_finite_is_held(bench, bad):
+    bench.tick(HOME + 0.01)
+    target = HOME.copy()
+    target[4] = bad
+    verdict = bench.tick(target)
+    assert verdict.action == 'hold' and verdict.codes == (Code.COMMAND_NONFINITE,)
+    assert 'right_2' in verdict.reasons[0].text
+    assert verdict.command.positions == pytest.approx(HOME + 0.01)
+
+
+def test_nothing_is_sent_before_the_first_good_command(bench):
+    assert bench.tick(None).command is None
+    assert bench.tick(HOME * np.nan).command is None
+    assert bench.tick(HOME, reasons=[Reason(Code.IMAGE_STALE, 'x')]).command is None
+    assert bench.tick(HOME, state=None).codes == (Code.STATE_MISSING,)
+    assert bench.tick(HOME).command is not None
+
+
+def test_hold_repeats_the_last_command_though_the_arm_sags(bench):
+    sent = bench.settle(HOME + 0.02).command.positions
+    for _ in range(50):
+        bench.measured = bench.measured - 0.002
+        verdict = bench.tick(None)
+        assert verdict.action == 'hold' and verdict.codes == (Code.NO_ACTION,)
+        assert verdict.command.positions.tolist() == sent.tolist()
+
+
+def test_long_hold_ends_and_starts_softly_again(kit):
+    bench = Bench(kit, hold_s=1.0, soft_start_s=1.0)
+    bench.settle(HOME)
+    commands = [bench.tick(None).command for _ in range(60)]
+    assert commands[49] is not None and commands[51] is None
+    bench.measured = arms(-0.2)  # moved by hand meanwhile
+    verdict = bench.tick(arms(-0.17))
+    assert verdict.codes == (Code.SOFT_START,)
+    assert np.abs(verdict.command.positions - bench.measured).max() <= 0.011
+
+
+@pytest.mark.parametrize(('ms', 'held'), [(90, False), (120, True), (-150, True)])
+def test_stale_measured_joints_and_commands(bench, ms, held):
+    bench.settle(HOME)
+    old_state = ArmState(HOME, bench.now + TICK - ms * 1_000_000)
+    verdict = bench.tick(HOME, state=old_state)
+    assert verdict.codes == ((Code.STATE_STALE,) if held else ())
+    verdict = bench.tick(HOME, age_ns=ms * 1_000_000)
+    assert verdict.codes == ((Code.COMMAND_STALE,) if held else ())
+
+
+def test_soft_start_ramps_up(kit):
+    bench = Bench(kit, soft_start_s=1.0)
+    last, steps = HOME, []
+    for _ in range(30):
+        sent = bench.tick(arms(-0.9)).command.positions
+        steps.append(np.abs(sent - last)[0])
+        last = sent
+    assert steps[0] == pytest.approx(0.005, abs=1e-6)
+    assert steps[-1] == pytest.approx(0.05 * 29 / 50, abs=1e-3)
+    assert np.all(np.diff(steps) >= -1e-9)
+
+
+def test_start_far_away_is_refused(kit):
+    bench = Bench(kit, max_start_error_rad=0.3)
+    verdict = bench.tick(arms(-0.5))
+    assert verdict.codes == (Code.START_ERROR,) and verdict.command is None
+    assert 'left_1' in verdict.reasons[0].text and 'limit 0.3' in verdict.reasons[0].text
+    bench.measured = arms(-0.4)
+    assert bench.tick(arms(-0.5)).command is not None
+
+
+@pytest.mark.parametrize(
+    ('joint', 'value', 'starts'),
+    [(0, 0.51, True), (0, 0.53, False), (0, -1.015, True), (2, 1.05, True), (2, 40.0, False)],
+)
+def test_measured_outside_the_limits(bench, joint, value, starts):
+    bench.measured[joint] = value
+    verdict = bench.tick(np.where(np.arange(6) == joint, min(value, 0.5), HOME))
+    if not starts:
+        assert verdict.codes == (Code.STATE_OUTSIDE_LIMITS,) and verdict.command is None
+        return
+    sent = verdict.command.positions[joint]
+    assert bench.guard._lower[joint] <= sent <= bench.guard._upper[joint]
+    assert abs(sent - value) <= bench.robot.joints[joint].max_step
+
+
+def test_gripper_slightly_outside_is_clamped_and_units_are_noticed(bench):
+    target = HOME.copy()
+    target[2] = -0.03
+    assert bench.settle(target).codes == (Code.POSITION_LIMIT,)
+    for value in (40.0, 100.0, -60.0):
+        target[2] = value
+        verdict = bench.tick(target)
+        assert verdict.codes == (Code.GRIPPER_RANGE,) and verdict.action == 'hold'
+
+
+def test_clamped_for_long_is_a_fault_until_reset(bench):
+    target = HOME.copy()
+    target[0] = 0.7
+    verdicts = [bench.tick(target) for _ in range(101)]
+    faults = [verdict.is_fault for verdict in verdicts]
+    assert faults.index(True) == 99
+    assert verdicts[-1].command is None and verdicts[-1].codes == (Code.CLAMPED_TOO_LONG,)
+    assert bench.tick(HOME).is_fault
+    bench.guard.reset()
+    assert bench.tick(HOME).action == 'pass'
+
+
+def test_tiny_clamps_and_passes_do_not_add_up(bench):
+    target = HOME.copy()
+    target[0] = 0.51  # regression noise around the limit
+    for _ in range(300):
+        assert not bench.tick(target).is_fault
+    near, target[0] = np.where(target > 0.5, 0.48, HOME), 0.7
+    for tick in range(300):
+        assert not bench.tick(near if tick % 50 == 0 else target).is_fault
+
+
+def test_oscillation_is_held_and_released(bench):
+    bench.settle(HOME)
+    codes = [bench.tick(arms(0.5 if t % 2 else -0.5)).codes for t in range(40)]
+    assert (Code.OSCILLATION,) in codes[:12] and codes[-1] == (Code.OSCILLATION,)
+    released = [bench.tick(HOME).action for _ in range(60)]
+    assert released[0] == 'hold' and released[-1] == 'pass'
+
+
+def test_fault_of_the_policy_latches(bench):
+    bench.settle(HOME)
+    verdict = bench.tick(HOME, reasons=[Reason(Code.POLICY_FAILING, 'three errors')])
+    assert verdict.is_fault and verdict.command is None
+    assert bench.tick(HOME).codes == (Code.POLICY_FAILING,)
+
+
+def test_joints_by_name_and_missing_ones(bench):
+    names = bench.kit.JOINTS[::-1]
+    target = HOME + np.arange(6) * 0.001
+    verdict = bench.tick(target[::-1], names=names)
+    assert verdict.command.positions == pytest.approx(target)
+    assert verdict.command.joint_names == bench.kit.JOINTS
+    verdict = bench.tick(HOME[:5], names=bench.kit.JOINTS[:5])
+    assert verdict.codes == (Code.COMMAND_JOINTS,) and 'right_grip' in verdict.reasons[0].text
+    assert bench.tick(HOME[:5]).codes == (Code.COMMAND_JOINTS,)
+
+
+def test_counts(bench):
+    bench.tick(None)
+    bench.tick(HOME + 0.01)
+    bench.tick(HOME + 0.01)
+    assert bench.guard.take_counts() == {'hold': 1, 'NO_ACTION': 1, 'pass': 2}
+    assert bench.guard.take_counts() == {}
+
+
+anything = st.one_of(
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.floats(-1.2, 1.2),
+    st.sampled_from([5e-324, 1e300, -1e300, 0.5, -1.0, 1.0]),
+)
+targets = st.lists(anything, min_size=6, max_size=6)
+near = st.lists(st.floats(-0.2, 0.6), min_size=6, max_size=6)
+event = st.tuples(
+    st.sampled_from(['move', 'move', 'move', 'near', 'near', 'none', 'reason', 'fault', 'reset',
+                     'no state', 'old state', 'old command', 'jump']),
+    targets,
+    near,
+    st.integers(-300, 300),
+)  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(events=st.lists(event, min_size=1, max_size=40), soft=st.sampled_from([0.0, 0.4]))
+def test_no_sequence_of_events_yields_a_forbidden_command(kit, events, soft):
+    """The release rule of the fault list, as a property over whole sequences."""
+    bench = Bench(kit, soft_start_s=soft, hold_s=0.2, max_clamps_in_row=10, max_sign_flips=3)
+    layout = bench.robot.layout
+    max_step = np.array([joint.max_step for joint in bench.robot.joints])
+    last, measured = None, HOME
+    for what, wild, calm, ms in events:
+        if what == 'reset':
+            bench.guard.reset()
+            last = None
+            continue
+        if what == 'jump':
+            bench.now += ms * 10_000_000
+        if what == 'near' and last is None:
+            measured = bench.measured = np.array(calm)
+        reasons = {
+            'reason': (Reason(Code.IMAGE_STALE, ''),),
+            'fault': (Reason(Code.POLICY_FAILING, ''),),
+        }.get(what, ())
+        given_targets = None if what == 'none' else calm if what == 'near' else wild
+        state = True
+        if what == 'no state':
+            state = None
+        elif what == 'old state':
+            state = ArmState(measured, bench.now - abs(ms) * 1_000_000)
+        age = ms * 1_000_000 if what == 'old command' else 0
+        tick_ns = TICK if what != 'near' else abs(ms) * 100_000
+        verdict = bench.tick(given_targets, reasons, state, age, ns=tick_ns)
+        if verdict.command is None:
+            assert verdict.action == 'hold'
+            if what != 'move' or verdict.is_fault:
+                last = None if verdict.is_fault else last
+            continue
+        sent = verdict.command.positions
+        assert np.isfinite(sent).all()
+        assert (layout.lower <= sent).all() and (sent <= layout.upper).all()
+        start = measured if verdict.action != 'hold' and bench.guard._started_ns == bench.now else last
+        if start is not None:
+            assert (np.abs(sent - start) <= max_step + 1e-9).all()
+            if last is not None and start is last:
+                velocity_step = layout.max_velocity * TICK * 1e-9
+                assert (np.abs(sent - start) <= velocity_step + 1e-9).all()
+        if verdict.action == 'hold':
+            assert last is not None and sent.tolist() == last.tolist()
+        else:
+            assert not reasons and state is not None
+        if verdict.action == 'pass':
+            assert np.allclose(sent, given_targets, atol=1e-9)
+        last = sent

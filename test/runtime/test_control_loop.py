@@ -1,0 +1,255 @@
+"""The parts together: what the arms do when something fails, on a clock that is told the time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from safe_pruner_ros.runtime.codes import Code, Reason
+from safe_pruner_ros.runtime.config import ConfigError
+from safe_pruner_ros.runtime.control_loop import ControlLoop
+
+TICK_MS = 20
+
+
+@pytest.fixture
+def make(kit):
+    def make(policy=None, config=None):
+        bench = SimpleNamespace(clock=kit.Clock(), policy=policy or kit.Policy(), drop=set())
+        config = config or kit.config()
+        bench.loop = ControlLoop(config, bench.policy, bench.clock, steady=bench.clock.steady)
+        bench.feed, bench.commands, bench.verdicts = kit.Feeder(bench.loop), [], []
+        bench.loop.set_instruction('lift the cup')
+
+        def run(ms):
+            for _ in range(ms // TICK_MS):
+                bench.clock.advance(TICK_MS * kit.MS)
+                now = bench.clock.ns
+                if 'joints' not in bench.drop:
+                    bench.feed.joints(now)
+                bench.feed.images(now, tuple({'head', 'wrist'} - bench.drop))
+                bench.loop.worker.run_once()
+                verdict = bench.loop.tick(now)
+                bench.verdicts.append(verdict)
+                if verdict.command is not None:
+                    bench.commands.append(verdict.command.positions)
+                    bench.feed.positions = dict(
+                        zip(kit.JOINTS, verdict.command.positions, strict=True)
+                    )
+            return verdict
+
+        bench.run = run
+        return bench
+
+    return make
+
+
+def reach(goal, step=0.02):
+    """A policy that moves towards ``goal`` from where it sees the arms."""
+
+    def script(obs):
+        here, rows = obs.state.positions, []
+        for _ in range(4):
+            here = here + np.clip(goal - here, -step, step)
+            rows.append(here)
+        return np.stack(rows)
+
+    return script
+
+
+GOAL = np.array([0.4, -0.5, 0.9, 0.3, -0.7, 0.0])
+
+
+def test_reaches_the_goal_smoothly(kit, make):
+    bench = make(kit.Policy(reach(GOAL)))
+    verdict = bench.run(8000)
+    assert verdict.command.positions == pytest.approx(GOAL, abs=1e-3)
+    steps = np.abs(np.diff(bench.commands, axis=0))
+    # 0.02 rad in 0.1 s are 0.004 a tick; seams may add a little, never a jump.
+    assert steps.max() < 0.012
+    assert {v.action for v in bench.verdicts[100:]} == {'pass'}
+    status = bench.loop.status(bench.clock.ns)
+    assert status.state == 'RUN' and status.reasons == () and status.policy_step > 30
+    assert status.policy_step_ms.count == status.policy_step + 1
+    assert status.command_period_ms.p50 == pytest.approx(20.0)
+    assert [source.name for source in status.sources] == ['head', 'wrist', 'left', 'right']
+
+
+def test_nothing_is_sent_before_everything_is_there(kit, make):
+    bench = make()
+    bench.drop = {'joints'}
+    assert {reason.code for reason in bench.loop.missing(bench.clock.ns)} == {
+        Code.IMAGE_MISSING,
+        Code.STATE_MISSING,
+    }
+    bench.run(400)
+    assert bench.commands == [] and bench.policy.observations == []
+    bench.drop = set()
+    bench.run(100)
+    assert bench.loop.missing(bench.clock.ns) == () and bench.commands
+
+
+@pytest.mark.parametrize(('lost', 'code', 'limit_ms'), [('wrist', Code.IMAGE_STALE, 300), ('joints', Code.STATE_STALE, 100)])  # fmt: skip # noqa: E501
+def test_lost_source_holds_in_time_and_resumes(kit, make, lost, code, limit_ms):
+    bench = make(kit.Policy(reach(GOAL)))
+    bench.run(1500)
+    bench.drop = {lost}
+    assert bench.run(limit_ms - TICK_MS).action != 'hold'
+    held = bench.run(2 * TICK_MS)
+    assert held.action == 'hold' and code in held.codes
+    frozen_at = held.command.positions
+    bench.run(1000)
+    assert np.ptp(bench.commands[-40:], axis=0).max() == 0.0
+    count = len(bench.policy.observations)
+    bench.drop = set()
+    bench.run(200)
+    assert len(bench.policy.observations) > count  # the old chunk was dropped, not resumed
+    assert bench.verdicts[-1].action != 'hold'
+    assert np.abs(bench.commands[-1] - frozen_at).max() < 0.2
+    assert np.abs(np.diff(bench.commands, axis=0)).max() < 0.051
+
+
+def test_slow_policy_holds_at_the_end_of_the_chunk(kit, make):
+    bench = make(kit.Policy(reach(GOAL)))
+    bench.run(1000)
+    bench.loop.worker.run_once = lambda: None  # a policy step that never comes back
+    bench.run(700)
+    assert bench.verdicts[-1].codes == (Code.NO_ACTION,)
+    assert bench.verdicts[-1].command.positions.tolist() == bench.commands[-1].tolist()
+    bench.loop.worker._busy_since_ns = bench.clock.steady_ns
+    bench.run(2100)
+    assert Code.INFERENCE_SLOW in bench.verdicts[-1].codes
+
+
+def test_instruction_change_flushes_and_goes_on_without_a_jump(kit, make):
+    goals = {'lift the cup': GOAL, 'put it down': -GOAL}
+    bench = make(kit.Policy(lambda obs: reach(goals[obs.instruction])(obs)))
+    bench.run(2000)
+    assert bench.loop.set_instruction('put it down') is None
+    assert bench.loop.actions.command(bench.clock.ns) is None
+    held = bench.loop.tick(bench.clock.ns)
+    assert held.codes == (Code.NO_ACTION,) and held.command is not None
+    bench.run(2000)
+    assert bench.policy.observations[-1].instruction == 'put it down'
+    assert np.abs(np.diff(bench.commands, axis=0)).max() < 0.02
+
+
+def test_empty_instruction_holds(kit, make):
+    bench = make(kit.Policy(reach(GOAL)))
+    bench.run(1000)
+    assert bench.loop.set_instruction('').code is Code.INSTRUCTION_EMPTY
+    held = bench.run(40)
+    assert held.codes == (Code.INSTRUCTION_EMPTY,)
+    assert bench.loop.missing(bench.clock.ns) == ()  # data is there, only the instruction is not
+
+
+def test_failing_policy_ends_in_a_fault_that_only_reset_clears(kit, make):
+    broken = []
+
+    def script(obs):
+        if broken:
+            raise RuntimeError('boom')
+        return reach(GOAL)(obs)
+
+    bench = make(kit.Policy(script))
+    bench.run(1000)
+    broken.append(True)
+    bench.run(1000)
+    assert bench.verdicts[-1].is_fault and bench.verdicts[-1].command is None
+    assert bench.loop.status(bench.clock.ns).state == 'FAULT'
+    broken.clear()
+    bench.run(500)
+    assert bench.verdicts[-1].is_fault
+    bench.loop.reset()
+    assert bench.loop.status(bench.clock.ns).sources[0].rate_hz != 0
+    bench.run(500)
+    assert bench.verdicts[-1].action != 'hold' and bench.policy.resets == 1
+
+
+def test_nan_from_the_policy_never_reaches_the_arms(kit, make):
+    poison = []
+
+    def script(obs):
+        rows = reach(GOAL)(obs)
+        if poison:
+            rows[1, 2] = np.nan
+        return rows
+
+    bench = make(kit.Policy(script))
+    bench.run(1000)
+    poison.append(True)
+    bench.run(300)
+    assert Code.ACTION_NONFINITE in bench.verdicts[-1].codes
+    bench.run(2000)
+    assert bench.verdicts[-1].is_fault
+    assert np.isfinite(bench.commands).all()
+
+
+def test_clock_back_stopped_and_missing(kit, make):
+    bench = make(kit.Policy(reach(GOAL)))
+    assert bench.loop.tick(0).codes == (Code.CLOCK_MISSING,)
+    bench.run(1000)
+    generation = bench.loop.buffer.generation
+    bench.clock.ns = kit.T0 + 10 * kit.MS  # the bag begins again
+    verdict = bench.loop.tick(bench.clock.ns)
+    assert verdict.codes == (Code.CLOCK_JUMPED,) and verdict.command is None
+    assert bench.loop.buffer.generation > generation
+    bench.run(400)
+    assert bench.verdicts[-1].action != 'hold'
+    for _ in range(40):  # the simulator is paused, the timer is not
+        bench.clock.steady_ns += TICK_MS * kit.MS
+        verdict = bench.loop.tick(bench.clock.ns)
+    assert verdict.codes == (Code.CLOCK_STOPPED,) and verdict.action == 'hold'
+
+
+def test_pause_resume_keyframe(kit, make):
+    bench = make(kit.Policy(reach(GOAL)))
+    bench.run(1000)
+    bench.loop.pause()
+    held = bench.run(500)
+    assert held.codes == (Code.PAUSED,) and held.command is not None
+    bench.loop.resume()
+    bench.loop.force_keyframe()
+    bench.run(200)
+    assert bench.verdicts[-1].action != 'hold' and bench.policy.keyframes == 1
+
+
+def test_dirty_camera_is_named(kit, make):
+    bench = make()
+    bench.run(400)
+    bench.drop = {'head'}
+    bench.loop.buffer.refuse('head', Reason(Code.IMAGE_INVALID, 'truncated JPEG'))
+    held = bench.run(400)
+    assert 'truncated JPEG' in held.reasons[0].text
+
+
+def test_policy_that_does_not_fit_is_refused(kit):
+    policy = kit.Policy()
+    policy.spec = replace(policy.spec, joint_names=('x',))
+    with pytest.raises(ConfigError, match='differ in joints'):
+        ControlLoop(kit.config(), policy, kit.Clock())
+
+
+def test_with_its_own_thread(kit):
+    """Real time, real threads: commands flow, stop returns, nothing is left running."""
+    import time
+
+    policy, reports = kit.Policy(reach(GOAL)), []
+    loop = ControlLoop(kit.config(), policy, lambda: time.time_ns(), reports.append)
+    feed = kit.Feeder(loop)
+    loop.set_instruction('lift the cup')
+    loop.start()
+    sent = []
+    for _ in range(40):
+        now = time.time_ns()
+        feed.all(now)
+        verdict = loop.tick(now)
+        if verdict.command is not None:
+            sent.append(verdict.command.positions)
+        time.sleep(0.01)
+    assert loop.stop()
+    assert len(sent) > 10 and reports and all(r.succeeded for r in reports)
+    assert loop.tick(time.time_ns()).command is None
