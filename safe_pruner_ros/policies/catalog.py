@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from safe_pruner_ros.core.catalog import build_pruner
 from safe_pruner_ros.policies.policy import Policy
 
 POLICIES = ('embedded',)
@@ -29,6 +28,5 @@ def build_policy(
         raise ValueError(f'unknown policy {name!r}; choose from {POLICIES}')
     module = import_module('safe_pruner_ros.policies.embedded')
     model = module.load_weights(Path(checkpoint) if checkpoint else None)
-    pruner = build_pruner(method, len(model.layers), **pruner_settings)
-    policy: Policy = module.EmbeddedPolicy(model, pruner, device)
+    policy: Policy = module.EmbeddedPolicy(model, method, pruner_settings, device)
     return policy

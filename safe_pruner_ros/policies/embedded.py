@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter_ns
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from safe_pruner_ros.core.catalog import accepted_settings, build_pruner
 from safe_pruner_ros.core.pruner import Pruner, StepPlan
 from safe_pruner_ros.policies.embedded_model import EmbeddedConfig, EmbeddedVLA
 from safe_pruner_ros.policies.instructions import encode_words
@@ -34,9 +37,18 @@ FORMAT = 'safe_pruner_ros/embedded/1'
 class EmbeddedPolicy:
     """Three 256 px views, an instruction and 16 joint positions -> 8 targets, 0.1 s apart."""
 
-    def __init__(self, model: EmbeddedVLA, pruner: Pruner, device: str = 'cpu') -> None:
+    def __init__(
+        self,
+        model: EmbeddedVLA,
+        method: str,
+        settings: Mapping[str, Any] | None = None,
+        device: str = 'cpu',
+    ) -> None:
+        """``method`` and ``settings`` as `core.catalog.build_pruner` takes them."""
         self._model = model.to(device).eval().requires_grad_(False)
-        self._pruner, self._device, self._step = pruner, torch.device(device), 0
+        self._device, self._step = torch.device(device), 0
+        self._method, self._settings = method, dict(settings or {})
+        self._pruner = self._build_pruner(self._settings)
         config = model.config
         size, grid = config.image_size, config.grid
         self.spec = PolicySpec(
@@ -58,6 +70,20 @@ class EmbeddedPolicy:
     def force_keyframe(self) -> None:
         self._pruner.force_keyframe()
 
+    def update_pruner(self, **changes: Any) -> None:
+        """Change settings of the method from the next policy step on, which is a key timestep.
+
+        Settings that the method does not have are ignored; ValueError for a value out of range,
+        and then nothing changes.
+        """
+        accepted = accepted_settings(self._method)
+        settings = {**self._settings, **{k: v for k, v in changes.items() if k in accepted}}
+        self._pruner = self._build_pruner(settings)
+        self._settings = settings
+
+    def _build_pruner(self, settings: Mapping[str, Any]) -> Pruner:
+        return build_pruner(self._method, len(self._model.layers), **settings)
+
     def reset(self) -> None:
         self._pruner.reset()
         self._step = 0
@@ -65,6 +91,7 @@ class EmbeddedPolicy:
     @torch.inference_mode()
     def predict(self, observation: Observation) -> PolicyOutput:
         config, layout = self._model.config, self._model.layout
+        pruner = self._pruner  # `update_pruner` may replace it meanwhile
         began = perf_counter_ns()
         words = encode_words(observation.instruction, config)
         images = torch.from_numpy(self._images(observation)).to(self._device)
@@ -87,7 +114,7 @@ class EmbeddedPolicy:
             embeddings,
             positions,
             layout,
-            self._pruner,
+            pruner,
             instruction_key=words.tobytes(),
             step=self._step,
             features=self._model.projector(visual.reshape(config.n_visual, -1)),
@@ -99,7 +126,7 @@ class EmbeddedPolicy:
         finished = perf_counter_ns()
 
         # Only a step whose action is good may shape the next ones.
-        self._pruner.observe(out.context, out.plan, out.attention)
+        pruner.observe(out.context, out.plan, out.attention)
         self._step += 1
         latency = {
             'preprocess': (prepared - began) / 1e6,
@@ -108,7 +135,7 @@ class EmbeddedPolicy:
             'head': (finished - decoded) / 1e6,
             'total': (finished - began) / 1e6,
         }
-        return PolicyOutput(chunk, self._trace(out), latency)
+        return PolicyOutput(chunk, _trace(out, pruner), latency)
 
     def _images(self, observation: Observation) -> npt.NDArray[np.uint8]:
         """uint8 [views, size, size, 3]; ValueError names a missing view."""
@@ -146,32 +173,31 @@ class EmbeddedPolicy:
             raise PolicyOutputError('the action head returned NaN or infinite joint targets')
         grippers = [name in self._model.config.gripper_names for name in self.spec.joint_names]
         array[:, grippers] = array[:, grippers].clip(0.0, 1.0)
-        return ActionChunk(
-            array, self.spec.joint_names, stamp_ns, round(self.spec.period_s * 1e9)
-        )
+        return ActionChunk(array, self.spec.joint_names, stamp_ns, round(self.spec.period_s * 1e9))
 
-    def _trace(self, out: DecoderOutput) -> PruningTrace:
-        plan: StepPlan = out.plan
-        retained = (
-            np.arange(out.context.layout.n_visual)
-            if plan.retained is None
-            else plan.retained.visual_index.cpu().numpy()
-        )
-        return PruningTrace(
-            method=self._pruner.method,
-            retention_ratio=self._pruner.retention_ratio,
-            n_visual=out.context.layout.n_visual,
-            retained_index=retained.astype(np.int64),
-            is_key_timestep=plan.keyframe is not None,
-            keyframe_reason='' if plan.keyframe is None else plan.keyframe.value,
-            attention_similarity=plan.attention_similarity,
-            similarity_threshold=self._pruner.similarity_threshold,
-            steps_since_keyframe=plan.steps_since_keyframe,
-            fallback=plan.fallback,
-            early=_as_numpy(plan.early),
-            forecast=_as_numpy(plan.forecast),
-            fused=_as_numpy(plan.fused),
-        )
+
+def _trace(out: DecoderOutput, pruner: Pruner) -> PruningTrace:
+    plan: StepPlan = out.plan
+    retained = (
+        np.arange(out.context.layout.n_visual)
+        if plan.retained is None
+        else plan.retained.visual_index.cpu().numpy()
+    )
+    return PruningTrace(
+        method=pruner.method,
+        retention_ratio=pruner.retention_ratio,
+        n_visual=out.context.layout.n_visual,
+        retained_index=retained.astype(np.int64),
+        is_key_timestep=plan.keyframe is not None,
+        keyframe_reason='' if plan.keyframe is None else plan.keyframe.value,
+        attention_similarity=plan.attention_similarity,
+        similarity_threshold=pruner.similarity_threshold,
+        steps_since_keyframe=plan.steps_since_keyframe,
+        fallback=plan.fallback,
+        early=_as_numpy(plan.early),
+        forecast=_as_numpy(plan.forecast),
+        fused=_as_numpy(plan.fused),
+    )
 
 
 def _as_numpy(saliency: torch.Tensor | None) -> Float32Array | None:

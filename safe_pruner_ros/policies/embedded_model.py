@@ -152,7 +152,9 @@ class EmbeddedVLA(nn.Module):
         ]
         return torch.cat(parts, dim=1)
 
-    def decode_full(self, embeddings: Float[torch.Tensor, 'B S D']) -> Float[torch.Tensor, 'B S D']:
+    def decode_full(
+        self, embeddings: Float[torch.Tensor, 'B S D']
+    ) -> Float[torch.Tensor, 'B S D']:
         """All layers on all tokens, final norm applied. The plain path that training uses."""
         position_ids = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         rotary = self.rotary(embeddings, position_ids)

@@ -17,9 +17,11 @@ def encode_words(instruction: str, config: EmbeddedConfig) -> npt.NDArray[np.int
     Raises InstructionError for an empty or too long instruction and for words that the policy was
     never trained on: acting on half an instruction moves an arm to the wrong object.
     """
-    words = re.findall(r"[^\W_]+", instruction.lower())
+    words = re.findall(r'[^\W_]+', instruction.lower())
     if not words:
-        raise InstructionError('the instruction is empty; say for example "put the red block in the tray"')
+        raise InstructionError(
+            'the instruction is empty; say for example "put the red block in the tray"'
+        )
     if len(words) > config.max_words:
         raise InstructionError(
             f'the instruction has {len(words)} words, the policy reads {config.max_words}; '

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -111,6 +111,9 @@ class Policy(Protocol):
 
     def force_keyframe(self) -> None:
         """Run the next step unpruned."""
+
+    def update_pruner(self, **changes: Any) -> None:
+        """Change settings of the pruning method from the next step on; ValueError if refused."""
 
     def reset(self) -> None:
         """Start of an episode: forget everything about earlier observations."""

@@ -240,8 +240,7 @@ def _decode(data: memoryview, header: CodedImage, view: str, swapped: bool) -> U
             f'{header.width} x {header.height} px, decoding gave {got}',
         )
     # compressed_image_transport names the channel order it encoded; OpenCV decodes to BGR.
-    pixels: UInt8Array = decoded if swapped else np.ascontiguousarray(decoded[:, :, ::-1])
-    return pixels
+    return np.asarray(decoded if swapped else np.ascontiguousarray(decoded[:, :, ::-1]), np.uint8)
 
 
 def _to_rgb(pixels: UInt8Array, encoding: str) -> UInt8Array:

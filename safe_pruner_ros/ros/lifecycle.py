@@ -24,12 +24,12 @@ P = ParamSpec('P')
 
 
 class TransitionRefused(RuntimeError):
-    """A transition must not happen for a reason the operator can act on; no traceback is logged."""
+    """A transition must not happen, for a reason the operator can act on: no traceback."""
 
 
 def logged_transition(
     method: Callable[Concatenate[NodeT, P], None],
-) -> Callable[Concatenate[NodeT, P], TransitionCallbackReturn]:
+) -> Callable[Concatenate[NodeT, P], Any]:
     """Wrap ``on_configure`` and friends: returning means SUCCESS, raising means FAILURE."""
     name = method.__name__.removeprefix('on_')
 
@@ -103,9 +103,10 @@ def spin_until(
     until: Callable[[], bool] = lambda: False,
     period_s: float = 0.2,
 ) -> None:
-    """Serve callbacks until ``stop``, or until ``until()``. Never ``executor.spin()``: in the wheels
-    of rclpy 7.1.6 the events executor busy-loops there and timers never fire; ``spin_once`` works
-    (performance.md 5).
+    """Serve callbacks until ``stop``, or until ``until()``.
+
+    Never ``executor.spin()``: in the wheels of rclpy 7.1.6 the events executor busy-loops there
+    and timers never fire; ``spin_once`` works (performance.md 5).
     """
     while not stop.is_set() and not until():
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def _trajectory(
     start_ns = stamp_to_ns(msg.header.stamp, sink.topic) or now_ns
     times = [point.time_from_start for point in msg.points]
     offsets = [int(t.sec) * NS_PER_S + int(t.nanosec) for t in times]
-    if offsets[0] < 0 or any(b <= a for a, b in zip(offsets, offsets[1:], strict=False)):
+    if offsets[0] < 0 or any(b <= a for a, b in pairwise(offsets)):
         raise InputError(
             'COMMAND_TIMES', f'{sink.topic}: time_from_start must grow from point to point'
         )

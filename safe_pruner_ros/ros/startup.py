@@ -1,4 +1,4 @@
-"""What configure does besides wiring: build the policy, warm it up, find what stands in the way."""
+"""What configure does besides wiring: build the policy, warm it up, say what is in the way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PolicyFactory = Callable[[Config], Policy]
 
 
 def build_configured_policy(config: Config) -> Policy:
-    """The policy that ``config`` names, under its pruner. Imports the backend here, not earlier."""
+    """The policy that ``config`` names, under its pruner. Its backend is imported here."""
     from safe_pruner_ros.core.catalog import accepted_settings
     from safe_pruner_ros.policies.catalog import build_policy
 

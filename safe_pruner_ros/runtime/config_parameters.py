@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
-from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from safe_pruner_ros.runtime.config import Config
@@ -21,6 +20,7 @@ _TYPES: dict[Any, ParameterType] = {
     tuple[int, ...]: 'int_list',
     tuple[str, ...]: 'str_list',
 }
+_HINTS: dict[type[Any], dict[str, Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,11 @@ class ParameterSpec:
     choices: tuple[str, ...] = ()
 
 
-@cache
 def _hints(config_class: type[Any]) -> dict[str, Any]:
-    return get_type_hints(config_class)
+    """Field types; cached, because evaluating annotations is slow."""
+    if config_class not in _HINTS:
+        _HINTS[config_class] = get_type_hints(config_class)
+    return _HINTS[config_class]
 
 
 def parameter_specs(config: Config) -> list[ParameterSpec]:

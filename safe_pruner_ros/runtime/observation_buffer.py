@@ -67,6 +67,7 @@ class ObservationBuffer:
         self._instruction: str | Reason = Reason(
             Code.INSTRUCTION_EMPTY, f'no instruction yet; publish one on {self._topic}'
         )
+        self._latest: ArmState | None = None  # what `state` last merged; None: merge anew
         self._generation = 0
         self._last_receive_ns = 0
 
@@ -101,6 +102,7 @@ class ObservationBuffer:
                     f'no state source {source!r}; configured: {sorted(self._states)}',
                 )
             self._watch_clock(receive_ns)
+            self._latest = None
             return state.store(names, positions, stamp_ns, receive_ns)
 
     def refuse(self, source: str, reason: Reason) -> None:
@@ -165,7 +167,9 @@ class ObservationBuffer:
         with self._lock:
             newest = [state.newest for state in self._states.values()]
             present = [stored for stored in newest if stored is not None]
-            return self._merged(present) if len(present) == len(newest) else None
+            if self._latest is None and len(present) == len(newest):
+                self._latest = self._merged(present)
+            return self._latest
 
     @property
     def instruction(self) -> str:
@@ -189,6 +193,7 @@ class ObservationBuffer:
         with self._lock:
             for entry in self._sources():
                 entry.clear()
+            self._latest = None
             self._last_receive_ns = 0
             self._generation += 1
 

@@ -13,7 +13,7 @@ from safe_pruner_ros.runtime.source_statistics import SourceCounter
 from safe_pruner_ros.runtime.stamps import seconds, usable_stamp
 from safe_pruner_ros.types import CameraImage, FloatArray, UInt8Array
 
-SAMPLE_STRIDE = 8  # px; a sparse grid decides in microseconds that two pictures differ
+SAMPLE_SIDE = 24  # a sparse grid decides in microseconds that two pictures differ
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,14 @@ class ViewHistory:
             self._frames_to_resume = max(0, self._frames_to_resume - 1)
 
     def _watch_content(self, rgb: UInt8Array, joints: FloatArray | None) -> None:
-        sample = rgb[::SAMPLE_STRIDE, ::SAMPLE_STRIDE]
+        sample = _sparse(rgb)
         contrast = float(sample.std(axis=(0, 1)).max())
         self._uniform = self._uniform + 1 if contrast < self._config.uniform_std else 0
         last = self._images[-1].image.rgb if self._images else None
         if (
             last is not None
             and last.shape == rgb.shape
-            and np.array_equal(last[::SAMPLE_STRIDE, ::SAMPLE_STRIDE], sample)
+            and np.array_equal(_sparse(last), sample)
             and np.array_equal(last, rgb)
         ):
             self._identical += 1
@@ -184,3 +184,9 @@ class ViewHistory:
             return False
         moved = np.abs(joints - self._joints_at_change) * self._mask
         return bool(moved.max() > self._config.frozen_motion_rad)
+
+
+def _sparse(rgb: UInt8Array) -> UInt8Array:
+    """About SAMPLE_SIDE x SAMPLE_SIDE pixels, evenly spread."""
+    down, right = (max(1, size // SAMPLE_SIDE) for size in rgb.shape[:2])
+    return rgb[::down, ::right]

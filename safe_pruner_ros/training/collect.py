@@ -39,9 +39,7 @@ def _environment(task: str) -> DualArmEnv:
 
 
 def _jobs(seeds: Sequence[int]) -> list[Sequence[int]]:
-    return [
-        seeds[i : i + EPISODES_PER_SHARD] for i in range(0, len(seeds), EPISODES_PER_SHARD)
-    ]
+    return [seeds[i : i + EPISODES_PER_SHARD] for i in range(0, len(seeds), EPISODES_PER_SHARD)]
 
 
 def _run(jobs: Iterable[object], count: int, processes: int, description: str) -> list[object]:
@@ -109,7 +107,9 @@ def collect_pictures(
 # -- stage 2 ----------------------------------------------------------------------------------
 
 
-def encode_frames(tower: torch.nn.Module, frames: Sequence[Frame]) -> list[npt.NDArray[np.float16]]:
+def encode_frames(
+    tower: torch.nn.Module, frames: Sequence[Frame]
+) -> list[npt.NDArray[np.float16]]:
     """Vision-tower tokens [V, C] of each frame, all views in order."""
     tokens = []
     with torch.inference_mode():

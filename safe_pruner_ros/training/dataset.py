@@ -19,6 +19,7 @@ from safe_pruner_ros.policies.instructions import encode_words
 from safe_pruner_ros.training.demonstrations import Frame
 
 ARRAYS = ('tokens', 'proprioception', 'coverage', 'kinds', 'object_positions')
+MIN_SHOWN = 5  # of 255: a patch with less of an object does not show it
 LABELS = ('label_frame', 'label_object', 'label_chunk')
 
 
@@ -48,7 +49,9 @@ class DemonstrationSet:
     """All shards below ``folder``; a sample is one (frame, label) pair with a random template."""
 
     def __init__(self, folder: Path, config: EmbeddedConfig, templates: Sequence[str]) -> None:
-        shards = sorted(path.parent for path in folder.glob('*/facts.json') if path.parent.suffix == '')
+        shards = sorted(
+            path.parent for path in folder.glob('*/facts.json') if path.parent.suffix == ''
+        )
         if not shards:
             raise FileNotFoundError(f'no demonstrations below {folder}; collect them first')
         self._shards = [
@@ -56,12 +59,18 @@ class DemonstrationSet:
             for shard in shards
         ]
         self._index = np.array(
-            [(s, row) for s, shard in enumerate(self._shards) for row in range(len(shard['label_frame']))]
+            [
+                (s, row)
+                for s, shard in enumerate(self._shards)
+                for row in range(len(shard['label_frame']))
+            ]
         )
         self._config, self._templates = config, tuple(templates)
         self._words = {
             (kind, template): encode_words(template.format(object=kind), config)
-            for kind in sorted({str(k) for shard in self._shards for k in np.unique(shard['kinds'])})
+            for kind in sorted(
+                {str(k) for shard in self._shards for k in np.unique(shard['kinds'])}
+            )
             for template in self._templates
         }
 
@@ -73,7 +82,10 @@ class DemonstrationSet:
         and spread of object positions [3]."""
         proprioception = np.concatenate([s['proprioception'] for s in self._shards])
         deltas = np.concatenate(
-            [s['label_chunk'] - s['proprioception'][s['label_frame']][:, None] for s in self._shards]
+            [
+                s['label_chunk'] - s['proprioception'][s['label_frame']][:, None]
+                for s in self._shards
+            ]
         )
         positions = np.concatenate([s['object_positions'].reshape(-1, 3) for s in self._shards])
         return {
@@ -86,10 +98,13 @@ class DemonstrationSet:
         }
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, torch.Tensor]:
-        """A random batch: visual tokens [B, V, C], words [B, W], chunk [B, 8, J], ..."""
+        """A random batch: visual tokens [B, V, C], words [B, W], chunk [B, 8, J], position [B, 3];
+        [B, V] ``shows_object``: the patch shows some object, ``shows_named``: the largest one it
+        shows is the instructed one."""
         picks = self._index[rng.integers(len(self._index), size=size)]
         rows: dict[str, list[np.ndarray]] = {
-            key: [] for key in ('visual', 'proprioception', 'words', 'chunk', 'coverage', 'position')
+            key: []
+            for key in ('visual', 'proprioception', 'words', 'chunk', 'shows_object', 'shows_named', 'position')
         }
         for shard_number, row in picks:
             shard = self._shards[shard_number]
@@ -99,6 +114,8 @@ class DemonstrationSet:
             rows['proprioception'].append(shard['proprioception'][frame])
             rows['words'].append(self._words[str(shard['kinds'][frame, item]), template])
             rows['chunk'].append(shard['label_chunk'][row])
-            rows['coverage'].append(shard['coverage'][frame, :, item].astype(np.float32) / 255)
+            coverage = shard['coverage'][frame]
+            rows['shows_object'].append(coverage.max(axis=1) >= MIN_SHOWN)
+            rows['shows_named'].append((coverage.argmax(axis=1) == item).astype(np.float32))
             rows['position'].append(shard['object_positions'][frame, item])
         return {key: torch.from_numpy(np.stack(values)) for key, values in rows.items()}

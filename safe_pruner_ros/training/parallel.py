@@ -21,7 +21,10 @@ def launch(worker: Callable[..., None], processes: int, *args: object) -> None:
         worker(0, 1, *args)
         return
     mp.start_processes(
-        _start, args=(worker, processes, _free_port(), args), nprocs=processes, start_method='spawn'
+        _start,
+        args=(worker, processes, _free_port(), args),
+        nprocs=processes,
+        start_method='spawn',
     )
 
 

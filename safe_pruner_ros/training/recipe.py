@@ -41,7 +41,7 @@ class TrainingRecipe:
         DepthStage(n_layers=4, steps=1300, matrix_lr=4e-3, other_lr=2e-3, final_multiplier=0.4),
         DepthStage(n_layers=12, steps=750, matrix_lr=2e-3, other_lr=1e-3, final_multiplier=0.02),
     )
-    coverage_weight: float = 0.5
+    grounding_weight: float = 1.0
     position_weight: float = 0.5
     ema_decay: float = 0.995
     dagger_episodes: int = 160

@@ -93,9 +93,7 @@ def _train(rank: int, processes: int, recipe: TrainingRecipe, folder: Path, widt
     rng = np.random.default_rng((recipe.seed, rank))
     generator = torch.Generator().manual_seed(recipe.seed * 1000 + rank)
     size, curve = max(1, recipe.vision_batch // processes), []
-    for step in track(
-        range(recipe.vision_steps), description='vision tower', disable=rank != 0
-    ):
+    for step in track(range(recipe.vision_steps), description='vision tower', disable=rank != 0):
         pick = np.sort(rng.choice(len(images), size, replace=False))
         clean = torch.from_numpy(images[pick]).permute(0, 3, 1, 2).float() / 255
         tokens = tower(jitter(clean, generator))

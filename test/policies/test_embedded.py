@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from safe_pruner_ros.core.catalog import build_pruner
 from safe_pruner_ros.policies.embedded import EmbeddedPolicy, load_weights, save_weights
 from safe_pruner_ros.policies.embedded_model import EmbeddedConfig, EmbeddedVLA
 from safe_pruner_ros.policies.instructions import encode_words
@@ -49,7 +48,7 @@ def observation(
 
 
 def policy(method: str = 'safe_pruner', **settings: object) -> EmbeddedPolicy:
-    return EmbeddedPolicy(model(), build_pruner(method, CONFIG.n_layers, **settings))
+    return EmbeddedPolicy(model(), method, settings)
 
 
 def test_unpruned_equals_the_plain_forward_pass() -> None:
@@ -112,6 +111,17 @@ def test_instructions_it_cannot_follow_are_refused(text: str, complaint: str) ->
         tested.check_instruction(text)
     with pytest.raises(InstructionError, match=complaint):
         tested.predict(observation(text))
+
+
+def test_live_settings_take_effect_and_bad_ones_change_nothing() -> None:
+    tested = policy(retention_ratio=0.25, similarity_threshold=0.0)
+    tested.predict(observation())
+    tested.update_pruner(retention_ratio=0.5)
+    tested.predict(observation())
+    assert tested.predict(observation(seed=1)).trace.n_retained == 96
+    with pytest.raises(ValueError, match='retention_ratio'):
+        tested.update_pruner(retention_ratio=1.4)
+    assert tested.predict(observation(seed=2)).trace.n_retained == 96
 
 
 def test_case_and_punctuation_do_not_matter() -> None:

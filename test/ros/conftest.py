@@ -41,16 +41,20 @@ robot:
   dry_run: {dry_run}
   joints:
     - {{name: left_1, kind: arm, lower: -2.0, upper: 2.0, max_velocity: 2.0, max_step: 0.04}}
-    - {{name: left_gripper, kind: gripper, lower: 0.0, upper: 1.0, max_velocity: 5.0, max_step: 0.1}}
+    - {{name: left_gripper, kind: gripper, lower: 0, upper: 1, max_velocity: 5, max_step: 0.1}}
     - {{name: right_1, kind: arm, lower: -2.0, upper: 2.0, max_velocity: 2.0, max_step: 0.04}}
-    - {{name: right_gripper, kind: gripper, lower: 0.0, upper: 1.0, max_velocity: 5.0, max_step: 0.1}}
+    - {{name: right_gripper, kind: gripper, lower: 0, upper: 1, max_velocity: 5, max_step: 0.1}}
   cameras:
     - {{name: head, topic: /head/image, transport: raw, encodings: [rgb8, bgr8]}}
     - {{name: wrist, topic: /wrist/image/compressed, transport: compressed, encodings: [jpeg]}}
   state_sources:
     - name: body
       topic: /joint_states
-      joints: [{{joint: left_1}}, {{joint: right_1}}, {{joint: left_gripper, scale: 100.0}}, {{joint: right_gripper}}]
+      joints:
+        - {{joint: left_1}}
+        - {{joint: right_1}}
+        - {{joint: left_gripper, scale: 100.0}}
+        - {{joint: right_gripper}}
   sinks:
     - name: arm_left
       topic: /arm_left/command
@@ -122,7 +126,7 @@ class FakePolicy:
 
 
 class Robot:
-    """Cameras, joints and controllers of the test robot. Everything can be broken while it runs."""
+    """Cameras, joints and controllers of the test robot; all of it can break while it runs."""
 
     def __init__(self) -> None:
         import rclpy
@@ -325,7 +329,7 @@ class Bench:
     robot: Robot
     policy: FakePolicy
     start: Callable[..., Any]
-    wait_for: Callable[..., None] = staticmethod(wait_for)  # type: ignore[assignment]
+    wait_for: Callable[..., None]
 
     def run(self, **parameters: Any) -> Robot:
         """Bring the node to RUN."""
@@ -388,7 +392,7 @@ def bench(tmp_path: Path, _robot: Robot) -> Iterator[Bench]:
     _robot.names = ['right_1', 'torso', 'left_1', 'left_gripper', 'right_gripper']
     _robot.positions.update(left_1=0.1, right_1=-0.1, left_gripper=50.0, right_gripper=0.5)
     _robot.joints_on = True
-    yield Bench(_robot, policy, start)
+    yield Bench(_robot, policy, start, wait_for)
     stop.set()
     for thread in threads:
         thread.join(3.0)

@@ -37,10 +37,11 @@ def test_the_node_drives_the_robot_and_says_what_it_prunes(bench) -> None:
     assert (saliency.rows, saliency.cols, len(saliency.retained)) == (4, 4, 16)
     assert len(saliency.early_saliency) == 16 and len(saliency.forecast_saliency) == 0
     assert received['/safe_pruner/overlay/head'][-1].encoding == 'rgb8'
-    lines = ('state', 'camera head', 'camera wrist', 'joints body', 'policy', 'pruning', 'commands',
-             'node')  # fmt: skip
+    names = 'state|camera head|camera wrist|joints body|policy|pruning|commands|node'
     bench.wait_for(
-        lambda: all(robot.diagnostics[f'safe_pruner: {name}'][0] == 0 for name in lines),
+        lambda: all(
+            robot.diagnostics[f'safe_pruner: {name}'][0] == 0 for name in names.split('|')
+        ),
         5.0,
         lambda: f'no complaint in {robot.diagnostics}',
     )

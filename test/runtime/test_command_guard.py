@@ -298,7 +298,9 @@ def test_no_sequence_of_events_yields_a_forbidden_command(kit, events, soft):
         sent = verdict.command.positions
         assert np.isfinite(sent).all()
         assert (layout.lower <= sent).all() and (sent <= layout.upper).all()
-        start = measured if verdict.action != 'hold' and bench.guard._started_ns == bench.now else last
+        start = (
+            measured if verdict.action != 'hold' and bench.guard._started_ns == bench.now else last
+        )
         if start is not None:
             assert (np.abs(sent - start) <= max_step + 1e-9).all()
             if last is not None and start is last:

@@ -1,4 +1,4 @@
-"""Row 56: malformed, empty, huge YAML; repeated keys; NaN; 1e3; python tags. With file and line."""
+"""Row 56: malformed, empty, huge YAML; repeated keys; NaN; 1e3; tags. With file and line."""
 
 from __future__ import annotations
 

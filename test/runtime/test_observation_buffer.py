@@ -254,9 +254,7 @@ def test_covered_lens_warns_then_holds(kit, make):
 
 def test_wrong_size_and_optional_view(kit, make):
     head, wrist = kit.robot().cameras
-    fixed = kit.robot(
-        cameras=(replace(head, width=32, height=24), replace(wrist, required=False))
-    )
+    fixed = kit.robot(cameras=(replace(head, width=32, height=24), replace(wrist, required=False)))
     buffer, feed = make(fixed)
     wrong = CameraImage(kit.picture(height=30), 'head', kit.T0)
     assert buffer.store_image(wrong, kit.T0).code is Code.IMAGE_SIZE

@@ -127,7 +127,8 @@ def test_a_sample_holds_the_label_of_the_object_it_names(tmp_path: Path) -> None
     assert (batch['chunk'][red] < 10).all() and (batch['chunk'][~red] >= 10).all()
     number = batch['proprioception'][:, 0].long()
     row = torch.where(red, number, number + 5)
-    assert (batch['coverage'].argmax(1) == row).all()
+    shown = batch['shows_object'] & batch['shows_named'].bool()
+    assert (shown.int().argmax(1) == row).all() and (shown.sum(1) == 1).all()
 
 
 def test_losses_reach_every_trained_weight_and_no_tower_weight(tmp_path: Path) -> None:
@@ -138,6 +139,8 @@ def test_losses_reach_every_trained_weight_and_no_tower_weight(tmp_path: Path) -
         EmbeddedVLA(CONFIG, 4), AuxiliaryHeads(CONFIG.width), DepthStage(4, 10, 1e-3, 1e-3)
     )
     sum(losses(learner, data.batch(np.random.default_rng(0), 8), statistics).values()).backward()
-    silent = [n for n, p in learner.trained.named_parameters() if p.requires_grad and p.grad is None]
+    silent = [
+        n for n, p in learner.trained.named_parameters() if p.requires_grad and p.grad is None
+    ]
     assert silent == []
     assert all(p.grad is None for p in learner.model.vision.parameters())
