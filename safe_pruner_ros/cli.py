@@ -140,6 +140,9 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument('--checkpoint', default='', help='weights file; empty: the shipped ones')
     parser.add_argument('--timeout', type=float, default=270.0, help='give up after, s')
     parser.add_argument('--plain', action='store_true', help='plain lines instead of a live view')
+    parser.add_argument(
+        '--node-module', default='safe_pruner_ros.ros.node', help=argparse.SUPPRESS
+    )  # another policy behind the same node, for tests
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -67,6 +67,7 @@ class Code(str, Enum):
     OSCILLATION = 'OSCILLATION'
     START_ERROR = 'START_ERROR'  # first target too far from the measured pose
     SOFT_START = 'SOFT_START'
+    TRACKING_LOST = 'TRACKING_LOST'  # the arm is not where it was sent: blocked, moved by hand
     CLAMPED_TOO_LONG = 'CLAMPED_TOO_LONG'  # FAULT
 
 

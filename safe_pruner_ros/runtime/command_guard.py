@@ -54,6 +54,7 @@ class CommandGuard:
         self._max_velocity = robot.layout.max_velocity
         self._max_step = np.array([joint.max_step for joint in robot.joints])
         self._gripper = robot.layout.is_gripper
+        self._is_followed = not robot.dry_run  # a preview moves nothing, so nothing tracks it
         tolerance = np.where(
             self._gripper, config.max_start_outside_gripper, config.max_start_outside_rad
         )
@@ -119,6 +120,10 @@ class CommandGuard:
             return self._faulted(reasons)
         if self._last is not None and now_ns < self._last_ns - CLOCK_JUMP_NS:
             self.forget()
+        if lost := self._tracking_problem(state, now_ns):
+            # Going on, or even holding, would throw the arm back once it is free again.
+            self.forget()
+            reasons += (lost,)
         if not reasons:
             reasons = self._stale(command, state, now_ns)
         if reasons or command is None or state is None:
@@ -208,6 +213,23 @@ class CommandGuard:
             return (Reason(Code.COMMAND_STALE, text),)
         return ()
 
+    def _tracking_problem(self, state: ArmState | None, now_ns: int) -> Reason | None:
+        if not self._is_followed or self._last is None or state is None:
+            return None
+        if state.positions.shape != self._last.shape:
+            return None
+        if seconds(now_ns - state.stamp_ns) > self._config.max_state_age_s:
+            return None
+        error = np.where(self._gripper, 0.0, np.abs(state.positions - self._last))
+        lost = error > self._config.max_tracking_error_rad
+        if not lost.any():
+            return None
+        return Reason(
+            Code.TRACKING_LOST,
+            f'{self._which(lost)} are {_rounded(error[lost])} rad from their command (limit '
+            f'{self._config.max_tracking_error_rad}); sending ended, the next start is soft',
+        )
+
     def _targets(self, command: JointCommand) -> FloatArray | Reason:
         """Targets in layout order, finite and in a believable unit."""
         given = dict(zip(command.joint_names, np.asarray(command.positions).ravel(), strict=False))
@@ -225,7 +247,7 @@ class CommandGuard:
         if wild.any():
             return Reason(
                 Code.GRIPPER_RANGE,
-                f'{self._which(wild)} should go to {targets[wild].tolist()}, far outside 0..1 '
+                f'{self._which(wild)} should go to {_rounded(targets[wild])}, far outside 0..1 '
                 f'(closed fraction); the policy uses another unit',
             )
         return targets
@@ -238,7 +260,7 @@ class CommandGuard:
         if wrong.any():
             return Reason(
                 Code.STATE_OUTSIDE_LIMITS,
-                f'{self._which(wrong)} stand at {np.round(measured[wrong], 3).tolist()}, limits '
+                f'{self._which(wrong)} stand at {_rounded(measured[wrong])}, limits '
                 f'{self._lower[wrong].tolist()} to {self._upper[wrong].tolist()}; move the arm '
                 f'inside by hand or with the teach pendant',
             )
@@ -247,7 +269,7 @@ class CommandGuard:
         if far.any():
             return Reason(
                 Code.START_ERROR,
-                f'the first targets of {self._which(far)} are {np.round(error[far], 2).tolist()} '
+                f'the first targets of {self._which(far)} are {_rounded(error[far])} '
                 f'rad from the measured pose (limit {self._config.max_start_error_rad}); bring '
                 f'the arms near the poses that the policy was trained from',
             )
@@ -304,3 +326,7 @@ class CommandGuard:
     def _which(self, mask: BoolArray) -> str:
         names = [name for name, marked in zip(self._names, mask, strict=True) if marked]
         return ', '.join(names)
+
+
+def _rounded(values: FloatArray) -> str:
+    return ', '.join(f'{value:.4g}' for value in values)

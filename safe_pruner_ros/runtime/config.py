@@ -212,6 +212,12 @@ class GuardConfig:
     max_start_error_rad: float = setting(
         1.0, 'first target further than this from the measured pose: refused', 'rad', above=0.0
     )
+    max_tracking_error_rad: float = setting(
+        0.5,
+        'arm joint measured further than this from its command: sending ends',
+        'rad',
+        above=0.0,
+    )
     max_start_outside_rad: float = setting(
         0.02, 'measured arm joint this far outside its limits may move back in', 'rad', 0.0, 0.5
     )

@@ -21,6 +21,7 @@ from safe_pruner_ros.runtime.config_robot import RobotConfig
 from safe_pruner_ros.runtime.config_schema import ConfigError, check_value
 
 MAX_FILE_BYTES = 200_000  # the largest shipped file has 7000
+MAX_OPEN_BRACKETS = 100  # PyYAML takes seconds for a thousand
 _STANDARD = 'tag:yaml.org,2002:'
 _INT = re.compile(r'[+-]?[0-9]{1,18}')
 _FLOAT = re.compile(r'[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?')
@@ -66,7 +67,10 @@ def _read_file(
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise place.error(f'is larger than {MAX_FILE_BYTES} bytes; this is no configuration')
-        root = yaml.compose(path.read_text(encoding='utf-8'), Loader=yaml.SafeLoader)
+        text = path.read_text(encoding='utf-8')
+        if _open_brackets(text) > MAX_OPEN_BRACKETS:
+            raise place.error('is nested too deeply')
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise place.error(f'cannot be read: {error.strerror}') from None
     except UnicodeDecodeError as error:
@@ -86,6 +90,18 @@ def _read_file(
         for key, cls in sections.items()
         if key in entries
     }
+
+
+def _open_brackets(text: str) -> int:
+    """Most brackets open at one place, strings and comments included."""
+    depth = deepest = 0
+    for char in text:
+        if char in '[{':
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in ']}':
+            depth -= 1
+    return deepest
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -227,6 +228,7 @@ class ControlLoop:
         return 'HOLD' if self._verdict.action == 'hold' else 'RUN'
 
     def _report(self, report: StepReport) -> None:
-        if report.succeeded:
-            self.policy_step_ms.add(report.latency_ms['total'])
+        total_ms = report.latency_ms['total']
+        if report.succeeded and math.isfinite(total_ms):
+            self.policy_step_ms.add(total_ms)
         self._on_report(report)

@@ -254,7 +254,9 @@ class InferenceWorker:
             if self._keyframe_pending:
                 self._keyframe_pending = False
                 self._policy.force_keyframe()
-            return self._policy.predict(snapshot.observation)
+            output = self._policy.predict(snapshot.observation)
+            self._check(output)
+            return output
         except InstructionError as error:
             return _Failure(Reason(Code.INSTRUCTION_REFUSED, str(error)), '')
         except PolicyOutputError as error:
@@ -263,6 +265,14 @@ class InferenceWorker:
         except Exception as error:
             text = f'{type(error).__name__}: {error}; the traceback is in the log'
             return _Failure(Reason(Code.POLICY_ERROR, text), traceback.format_exc())
+
+    def _check(self, output: object) -> None:
+        """Raise PolicyOutputError unless ``output`` is what the policy's own spec promises."""
+        if not isinstance(output, PolicyOutput):
+            raise PolicyOutputError(f'predict returned {type(output).__name__}, no PolicyOutput')
+        rows, expected = len(output.chunk.positions), self._policy.spec.chunk_size
+        if rows != expected:
+            raise PolicyOutputError(f'a chunk of {rows} actions, the policy promises {expected}')
 
     def _note_outcome(self, error: Reason | None, generation: int) -> None:
         """Update hold reason, retry budget and FAULT; called with the lock held."""

@@ -175,7 +175,7 @@ def _dagger_shard(
     solved = 0
     horizon = model.config.execution_horizon
     for seed in seeds:
-        frames.extend(policy_episode(env, seed, actor, horizon, recipe.label_stride))
+        frames.extend(policy_episode(env, seed, actor, horizon))
         solved += env.success
     facts = {'source': 'policy', 'seeds': [seeds[0], seeds[-1]], 'solved': int(solved)}
     save_shard(target, frames, encode_frames(model.vision, frames), facts)

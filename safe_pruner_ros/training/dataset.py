@@ -104,7 +104,15 @@ class DemonstrationSet:
         picks = self._index[rng.integers(len(self._index), size=size)]
         rows: dict[str, list[np.ndarray]] = {
             key: []
-            for key in ('visual', 'proprioception', 'words', 'chunk', 'shows_object', 'shows_named', 'position')
+            for key in (
+                'visual',
+                'proprioception',
+                'words',
+                'chunk',
+                'shows_object',
+                'shows_named',
+                'position',
+            )
         }
         for shard_number, row in picks:
             shard = self._shards[shard_number]

@@ -92,21 +92,19 @@ def expert_episode(env: DualArmEnv, seed: int, noise_rad: float, stride: int) ->
 
 
 def policy_episode(
-    env: DualArmEnv, seed: int, act: Act, horizon: int, stride: int, max_steps: int = 100
+    env: DualArmEnv, seed: int, act: Act, horizon: int, max_steps: int = 100
 ) -> Iterator[Frame]:
     """An episode that the policy ``act`` drives, labelled by the expert (DAgger,
-    arXiv 1011.0686): executes ``horizon`` waypoints of each chunk [8, 16] it returns."""
+    arXiv 1011.0686): one frame wherever the policy decides. ``act`` returns a chunk [8, 16], of
+    which ``horizon`` waypoints are executed."""
     rng = np.random.default_rng((seed, 2))
     env.reset(seed)
     expert = ScriptedExpert(env)
     command = env.state().positions
-    for step in range(0, max_steps, horizon):
-        chunk = act(env)
-        for begin in range(0, horizon, stride):
-            if (step + begin) % stride == 0:
-                yield record_frame(env, expert, expert.chunk(env.target_index), rng)
-            for waypoint in chunk[begin : min(begin + stride, horizon)]:
-                execute(env, command, waypoint)
-                command = waypoint
+    for _ in range(0, max_steps, horizon):
+        yield record_frame(env, expert, expert.chunk(env.target_index), rng)
+        for waypoint in act(env)[:horizon]:
+            execute(env, command, waypoint)
+            command = waypoint
         if env.success:
             return

@@ -39,12 +39,16 @@ class TrainingRecipe:
     compile: bool = True
     stages: tuple[DepthStage, ...] = (
         DepthStage(n_layers=4, steps=1300, matrix_lr=4e-3, other_lr=2e-3, final_multiplier=0.4),
-        DepthStage(n_layers=12, steps=750, matrix_lr=2e-3, other_lr=1e-3, final_multiplier=0.02),
+        DepthStage(4, 500, matrix_lr=2e-3, other_lr=1e-3, warmup_steps=30, final_multiplier=0.6),
+        DepthStage(
+            12, 360, matrix_lr=1.5e-3, other_lr=8e-4, warmup_steps=50, final_multiplier=0.02
+        ),
     )
     grounding_weight: float = 1.0
     position_weight: float = 0.5
     ema_decay: float = 0.995
-    dagger_episodes: int = 160
+    dagger_episodes: int = 200
+    dagger_before_stage: int = 1
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -1,7 +1,7 @@
 """`safe-pruner train`: the shipped weights from nothing, in one resumable schedule.
 
 0. pictures of expert episodes -> 1. vision tower -> 2. demonstrations -> 3. decoder, growing in
-depth, with one DAgger round before the last stage -> 4. export without the auxiliary heads.
+depth, with one DAgger round in between -> 4. export without the auxiliary heads.
 Every stage leaves a file when it is complete; a killed run continues where it was.
 """
 
@@ -64,7 +64,8 @@ def train(recipe: TrainingRecipe, run: Path, processes: int) -> Path:
     _say(began, f'{len(data)} labelled frames are there')
 
     for number, stage in enumerate(recipe.stages):
-        if number == len(recipe.stages) - 1 and not (run / 'corrections.json').exists():
+        corrected = (run / 'corrections.json').exists()
+        if number == recipe.dagger_before_stage and not corrected:
             model = trained_model(run, config, recipe)
             rate = collect.collect_corrections(recipe, corrections, model, run, processes)
             (run / 'corrections.json').write_text(json.dumps({'success_rate': rate}))

@@ -55,6 +55,7 @@ def robot(**changes: object) -> RobotConfig:
         ),
         state_sources=tuple(sources),
         sinks=tuple(sinks),
+        dry_run=False,
     )
     return replace(base, **changes)
 

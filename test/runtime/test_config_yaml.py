@@ -121,7 +121,8 @@ def test_whole_files_that_are_none(write, tmp_path):
     refused(write('runtime: {}\n'), 'no section robot')
     refused(write(b'\xff\xfe\x00bad'), 'robot.yaml')
     refused(write('a' * 200_001), 'larger than')
-    refused(write('[' * 1500), 'robot.yaml')
+    refused(write('[' * 5000), 'nested too deeply')
+    refused(write('- ' * 5000), 'nested too deeply')
     refused(write(GOOD + '---\n' + GOOD), 'no valid YAML')
     refused(tmp_path / 'missing.yaml', 'cannot be read')
     with pytest.raises(ConfigError, match='cannot be read'):

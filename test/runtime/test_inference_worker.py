@@ -124,6 +124,18 @@ def test_errors_hold_recover_and_fault_after_three(make, kit, error, code):
     assert bench.step(300).succeeded and bench.policy.resets == 1
 
 
+@pytest.mark.parametrize('rows', [0, 3, 5])
+def test_chunk_of_another_length_than_promised(kit, make, rows):
+    report = make(kit.Policy(lambda obs: np.zeros((rows, 6)))).step()
+    assert report.error.code is Code.POLICY_OUTPUT and f'{rows} actions' in report.error.text
+
+
+def test_policy_that_returns_nonsense(kit, make):
+    policy = kit.Policy()
+    policy.predict = lambda observation: None
+    assert make(policy).step().error.code is Code.POLICY_OUTPUT
+
+
 def test_rare_errors_are_no_fault(kit, make):
     def script(obs):
         raise ValueError('now and then')
