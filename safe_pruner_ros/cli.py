@@ -69,7 +69,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, except those that say nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in ('', None, False, []):
+        if action.default in XX:
             return action.help
         return super()._get_help_string(action)
 
@@ -139,6 +139,10 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument('--retention', type=float, default=0.3, help='share of visual tokens kept')
     parser.add_argument('--checkpoint', default='', help='weights file; empty: the shipped ones')
     parser.add_argument('--timeout', type=float, default=270.0, help='give up after, s')
+    parser.add_argument(
+        '--rate', type=float, default=0.0, help='simulated per wall time, up to 1; 0: as fast as '
+        'this machine can show pictures'
+    )  # fmt: skip
     parser.add_argument('--plain', action='store_true', help='plain lines instead of a live view')
     parser.add_argument(
         '--node-module', default='safe_pruner_ros.ros.node', help=argparse.SUPPRESS
@@ -146,6 +150,9 @@ def _add_demo(commands: Any) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    if not 0 <= arguments.rate <= 1:
+        raise UsageError(f'--rate must be in [0, 1], got {arguments.rate}')
+    _at_least('--timeout', arguments.timeout, 60)
     return int(_import_ros('demo').main(arguments))
 
 

@@ -114,23 +114,24 @@ class Children:
                     f'{_tail(child.log)}'
                 )
 
-    def stop(self) -> None:
-        """Ask, insist, kill. Returns when all are gone; safe to call again."""
+    def stop(self, name: str = '') -> None:
+        """Ask, insist, kill: all of them, or the one of that name. Returns when they are gone."""
+        chosen = [child for child in self._children if name in ('', child.name)]
         for number, patience_s in zip(
             (signal.SIGINT, signal.SIGTERM, signal.SIGKILL), STOP_S, strict=True
         ):
-            for child in self._children:
+            for child in chosen:
                 if child.process.poll() is None:
                     _signal_group(child.process.pid, number)
             deadline_s = time.monotonic() + patience_s
-            for child in self._children:
+            for child in chosen:
                 try:
                     child.process.wait(max(0.0, deadline_s - time.monotonic()))
                 except subprocess.TimeoutExpired:
                     continue
-        for child in self._children:
+        for child in chosen:
             _signal_group(child.process.pid, signal.SIGKILL)  # what a child left behind
-        self._children = [c for c in self._children if c.process.poll() is None]
+            self._children.remove(child)
 
 
 def _signal_group(pid: int, number: int) -> None:

@@ -45,10 +45,10 @@ class DemoRecorder(Node):
         self.record = record
         self.sim: dict[str, Any] = {}  # newest /sim/status
         self.node_state: dict[str, str] = {}  # values of the node's 'state' diagnostic
-        self.node_text = ''
+        self.node_text = ''  # 'RUN', or the state and why
+        self.picture_stamps_s: list[float] = []  # of the first camera, for whoever clears it
         self._episode: EpisodeRecord | None = None
-        self._start_s = 0.0
-        self._newest_s = 0.0
+        self._start_s = self._newest_s = 0.0
         self._statuses: dict[int, PruningStatus] = {}
         self._reasons: dict[int, str] = {}
         self._last_command_ns: int | None = None
@@ -57,6 +57,7 @@ class DemoRecorder(Node):
         self._latencies_ms: deque[float] = deque(maxlen=200)
 
         images = QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self._first_view = robot.cameras[0].name
         for camera in robot.cameras:
             topic = camera.topic.removesuffix('/compressed')
             self.create_subscription(Image, topic, partial(self._on_image, camera.name), images)
@@ -87,7 +88,7 @@ class DemoRecorder(Node):
             return
         episode.steps = [self._step(status) for _, status in sorted(self._statuses.items())]
         for name, count in self._guard.items():
-            self.record.problems[name] = self.record.problems.get(name, 0) + count
+            self.record.guard_ticks[name] = self.record.guard_ticks.get(name, 0) + count
         self.record.receive_ratios = {
             name: round(sum(ratios) / len(ratios), 4)
             for name, ratios in self._receive_ratios.items()
@@ -143,6 +144,8 @@ class DemoRecorder(Node):
         image = image_to_camera_image(msg, view)
         self._newest_s = max(self._newest_s, image.stamp_ns * 1e-9)
         if self._episode is None:
+            if view == self._first_view:
+                self.picture_stamps_s.append(image.stamp_ns * 1e-9)
             return
         time_s = image.stamp_ns * 1e-9 - self._start_s
         pictures = self._episode.pictures.setdefault(view, [])
@@ -175,6 +178,8 @@ class DemoRecorder(Node):
 
     def _on_sim(self, msg: String) -> None:
         self.sim = json.loads(msg.data)
+        if self._episode is None:
+            self._newest_s = 0.0  # a simulator that was started again counts from the beginning
         self._newest_s = max(self._newest_s, float(self.sim['time_s']))
         episode = self._episode
         if episode is None:
@@ -198,7 +203,7 @@ class DemoRecorder(Node):
             values = {item.key: item.value for item in status.values}
             name = status.name.removeprefix(PREFIX)
             if name == 'state':
-                self.node_state, self.node_text = values, status.message
+                self.node_state, self.node_text = values, _short(values)
             elif name.startswith('camera '):
                 self._on_camera(name.removeprefix('camera '), status, values)
             elif name == 'commands':
@@ -212,3 +217,11 @@ class DemoRecorder(Node):
         ratio = float(values.get('image_receive_ratio', 'nan'))
         if self._episode is not None and math.isfinite(ratio):
             self._receive_ratios.setdefault(view, []).append(ratio)
+
+
+def _short(state: dict[str, str]) -> str:
+    """'RUN', 'HOLD IMAGE_STALE', 'unconfigured': the whole text is in /diagnostics."""
+    if state.get('lifecycle') != 'active':
+        return state.get('lifecycle', '')
+    codes = dict.fromkeys(state.get('codes', '').split())
+    return ' '.join([state.get('state', ''), *codes])

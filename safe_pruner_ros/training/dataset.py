@@ -19,6 +19,9 @@ from safe_pruner_ros.policies.instructions import encode_words
 from safe_pruner_ros.training.demonstrations import Frame
 
 ARRAYS = ('tokens', 'proprioception', 'coverage', 'kinds', 'object_positions')
+BATCH_KEYS = (
+    'visual', 'proprioception', 'words', 'chunk', 'shows_object', 'shows_named', 'position',
+)  # fmt: skip
 MIN_SHOWN = 5  # of 255: a patch with less of an object does not show it
 LABELS = ('label_frame', 'label_object', 'label_chunk')
 

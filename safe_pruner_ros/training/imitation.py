@@ -2,8 +2,8 @@
 
 Besides the L1 loss on the chunk, two auxiliary losses sit on the *last* layer and are dropped on
 export: each visual token that shows an object says whether it is the instructed one, and the
-action slots say where that is (m). They teach grounding where the network decides, not before the place
-where pruning cuts.
+action slots say where that is (m). They teach grounding where the network decides, not before
+the place where pruning cuts.
 """
 
 from __future__ import annotations

@@ -253,3 +253,15 @@ def test_with_its_own_thread(kit):
     assert loop.stop()
     assert len(sent) > 10 and reports and all(r.succeeded for r in reports)
     assert loop.tick(time.time_ns()).command is None
+
+
+def test_actions_from_before_a_hold_are_not_resumed(kit, make):
+    """A chunk that would last for seconds must not go on where a short gap interrupted it."""
+    policy = kit.Policy(lambda obs: np.tile(GOAL, (40, 1)), chunk=40)
+    bench = make(policy)
+    bench.run(1000)
+    bench.drop = {'joints'}
+    assert Code.STATE_STALE in bench.run(200).codes
+    bench.drop, bench.loop.worker.run_once = set(), lambda: None
+    resumed = bench.run(100)
+    assert resumed.codes == (Code.NO_ACTION,)

@@ -114,7 +114,8 @@ class EpisodeRecord:
 class DemoRecord:
     """A whole demonstration. ``retention_ratio`` is the method's setting; ``command_periods_ms``
     between commands as they left the node; ``receive_ratios`` by view, what the node got of the
-    pictures that were sent."""
+    pictures that were sent; ``guard_ticks`` counts verdicts of the command guard and their reasons;
+    ``rate_factor`` is simulated per wall time."""
 
     method: str
     retention_ratio: float
@@ -122,7 +123,8 @@ class DemoRecord:
     episodes: list[EpisodeRecord] = field(default_factory=list)
     command_periods_ms: list[float] = field(default_factory=list)
     receive_ratios: dict[str, float] = field(default_factory=dict)
-    problems: dict[str, int] = field(default_factory=dict)
+    guard_ticks: dict[str, int] = field(default_factory=dict)
+    rate_factor: float = 1.0
 
     @property
     def steps(self) -> list[StepRecord]:

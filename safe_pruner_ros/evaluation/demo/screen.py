@@ -92,8 +92,8 @@ class PlainScreen:
             self.say(f'  {state.time_s:4.1f} s  keyframe: {state.last_reason}')
         if state.node != self._node:
             self._node = state.node
-            if not state.node.startswith('RUN'):
-                self.say(f'  node: {state.node}')
+            if state.node != 'RUN':
+                self.say(f'  {state.time_s:4.1f} s  node: {state.node}')
 
     def end(self, episode: EpisodeRecord) -> None:
         self.say(f'  {outcome(episode)}')
@@ -167,7 +167,7 @@ class LiveScreen:
         if state.last_reason:
             keyframes += f', last: {state.last_reason}'
         table.add_row('keyframes', keyframes)
-        table.add_row('node', Text(state.node, 'green' if state.node.startswith('RUN') else 'red'))
+        table.add_row('node', Text(state.node, 'green' if state.node == 'RUN' else 'red'))
         return table
 
 

@@ -42,7 +42,8 @@ def summarise(record: DemoRecord) -> dict[str, Any]:
         'observation_age_ms': percentiles([1e3 * step.age_s for step in steps]),
         'image_receive_ratio_by_view': dict(record.receive_ratios),
         'commands': len(record.command_periods_ms),
-        'problems': dict(record.problems),
+        'guard_ticks': dict(record.guard_ticks),
+        'rate_factor': record.rate_factor,
         'per_episode': [_episode(episode) for episode in record.episodes],
     }
 
