@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
@@ -53,7 +53,7 @@ class DemoRecorder(Node):
         self._reasons: dict[int, str] = {}
         self._last_command_ns: int | None = None
         self._guard: dict[str, int] = {}
-        self._receive_ratios: dict[str, list[float]] = {}
+        self._receive_counts = {camera.name: _ReceiveCount() for camera in robot.cameras}
         self._latencies_ms: deque[float] = deque(maxlen=200)
 
         images = QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -79,6 +79,8 @@ class DemoRecorder(Node):
         self._statuses.clear()
         self._reasons.clear()
         self._last_command_ns = None
+        for count in self._receive_counts.values():
+            count.interrupt()
         self.record.episodes.append(episode)
 
     def end(self) -> None:
@@ -87,11 +89,11 @@ class DemoRecorder(Node):
         if episode is None:
             return
         episode.steps = [self._step(status) for _, status in sorted(self._statuses.items())]
+        episode.finish()
         for name, count in self._guard.items():
             self.record.guard_ticks[name] = self.record.guard_ticks.get(name, 0) + count
         self.record.receive_ratios = {
-            name: round(sum(ratios) / len(ratios), 4)
-            for name, ratios in self._receive_ratios.items()
+            view: count.ratio() for view, count in self._receive_counts.items()
         }
 
     @property
@@ -140,7 +142,8 @@ class DemoRecorder(Node):
 
     # ---- callbacks
 
-    def _on_image(self, view: str, msg: Image) -> None:
+    def _on_image(self, view: str, msg: Image, info: dict[str, int]) -> None:
+        self._receive_counts[view].sent = info['publication_sequence_number']
         image = image_to_camera_image(msg, view)
         self._newest_s = max(self._newest_s, image.stamp_ns * 1e-9)
         if self._episode is None:
@@ -205,7 +208,7 @@ class DemoRecorder(Node):
             if name == 'state':
                 self.node_state, self.node_text = values, _short(values)
             elif name.startswith('camera '):
-                self._on_camera(name.removeprefix('camera '), status, values)
+                self._on_camera(name.removeprefix('camera '), values)
             elif name == 'commands':
                 self._guard = {
                     key.removeprefix('guard '): int(value)
@@ -213,15 +216,45 @@ class DemoRecorder(Node):
                     if key.startswith('guard ')
                 }
 
-    def _on_camera(self, view: str, status: DiagnosticStatus, values: dict[str, str]) -> None:
-        ratio = float(values.get('image_receive_ratio', 'nan'))
-        if self._episode is not None and math.isfinite(ratio):
-            self._receive_ratios.setdefault(view, []).append(ratio)
+    def _on_camera(self, view: str, values: dict[str, str]) -> None:
+        if self._episode is not None:
+            got = int(values.get('accepted', 0)) + int(values.get('refused', 0))
+            self._receive_counts[view].node_has(got)
+
+
+class _ReceiveCount:
+    """Pictures of one camera: numbered by the simulator, counted by the node.
+
+    The two counts are compared from one diagnostics message of an episode to the next, so a few
+    pictures under way blur each comparison, but not their sum.
+    """
+
+    def __init__(self) -> None:
+        self.sent = 0  # number of the newest picture that was sent
+        self._before: tuple[int, int] | None = None
+        self._sent = self._received = 0
+
+    def interrupt(self) -> None:
+        """The node starts counting anew."""
+        self._before = None
+
+    def node_has(self, received: int) -> None:
+        now = (self.sent, received)
+        if self._before is not None and received >= self._before[1]:
+            self._sent += now[0] - self._before[0]
+            self._received += now[1] - self._before[1]
+        self._before = now
+
+    def ratio(self) -> float:
+        """Received / sent; NaN if nothing was compared."""
+        return min(1.0, round(self._received / self._sent, 4)) if self._sent else math.nan
 
 
 def _short(state: dict[str, str]) -> str:
     """'RUN', 'HOLD IMAGE_STALE', 'unconfigured': the whole text is in /diagnostics."""
     if state.get('lifecycle') != 'active':
         return state.get('lifecycle', '')
+    if state.get('state') == 'RUN':
+        return 'RUN'
     codes = dict.fromkeys(state.get('codes', '').split())
     return ' '.join([state.get('state', ''), *codes])

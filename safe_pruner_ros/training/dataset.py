@@ -61,13 +61,10 @@ class DemonstrationSet:
             {name: np.load(shard / f'{name}.npy', mmap_mode='r') for name in ARRAYS + LABELS}
             for shard in shards
         ]
-        self._index = np.array(
-            [
-                (s, row)
-                for s, shard in enumerate(self._shards)
-                for row in range(len(shard['label_frame']))
-            ]
-        )
+        rows = np.array([(s, row) for s, shard in enumerate(self._shards)
+                         for row in range(len(shard['label_frame']))])  # fmt: skip
+        corrected = np.array([path.name.startswith('policy') for path in shards])[rows[:, 0]]
+        self._demonstrated, self._corrected = rows[~corrected], rows[corrected]
         self._config, self._templates = config, tuple(templates)
         self._words = {
             (kind, template): encode_words(template.format(object=kind), config)
@@ -78,7 +75,7 @@ class DemonstrationSet:
         }
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._demonstrated) + len(self._corrected)
 
     def statistics(self) -> dict[str, npt.NDArray[np.float32]]:
         """Mean and spread of proprioception [J], spread of the label deltas [chunk, J], and mean
@@ -100,11 +97,20 @@ class DemonstrationSet:
             'position_std': positions.std(0) + 1e-2,
         }
 
-    def batch(self, rng: np.random.Generator, size: int) -> dict[str, torch.Tensor]:
+    def batch(
+        self, rng: np.random.Generator, size: int, correction_share: float = 0.0
+    ) -> dict[str, torch.Tensor]:
         """A random batch: visual tokens [B, V, C], words [B, W], chunk [B, 8, J], position [B, 3];
         [B, V] ``shows_object``: the patch shows some object, ``shows_named``: the largest one it
-        shows is the instructed one."""
-        picks = self._index[rng.integers(len(self._index), size=size)]
+        shows is the instructed one. ``correction_share`` of the samples come from the policy's own
+        episodes, where there are some."""
+        n_corrected = round(size * correction_share) if len(self._corrected) else 0
+        picks = np.concatenate(
+            [
+                rng.choice(self._corrected, n_corrected),
+                rng.choice(self._demonstrated, size - n_corrected),
+            ]
+        )
         rows: dict[str, list[np.ndarray]] = {
             key: []
             for key in (

@@ -137,7 +137,7 @@ def train_stage(
             f'decoder, {stage.n_layers} layers', total=stage.steps, completed=step
         )
         while step < stage.steps:
-            terms = measure(learner, data.batch(rng, size), statistics)
+            terms = measure(learner, data.batch(rng, size, recipe.correction_share), statistics)
             total = (
                 terms['action']
                 + recipe.grounding_weight * terms['grounding']

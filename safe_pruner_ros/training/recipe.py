@@ -47,8 +47,9 @@ class TrainingRecipe:
     grounding_weight: float = 1.0
     position_weight: float = 0.5
     ema_decay: float = 0.995
-    dagger_episodes: int = 200
-    dagger_before_stage: int = 1
+    dagger_episodes: int = 200  # a round
+    correction_share: float = 0.35  # of a batch
+    dagger_before_stages: tuple[int, ...] = (1, 2)
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -64,5 +65,6 @@ def smoke_recipe() -> TrainingRecipe:
         batch=8,
         stages=(DepthStage(2, 3, 2e-3, 1e-3, 1), DepthStage(4, 4, 2e-3, 1e-3, 1)),
         dagger_episodes=2,
+        dagger_before_stages=(1,),
         compile=False,
     )

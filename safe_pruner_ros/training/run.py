@@ -1,7 +1,7 @@
 """`safe-pruner train`: the shipped weights from nothing, in one resumable schedule.
 
 0. pictures of expert episodes -> 1. vision tower -> 2. demonstrations -> 3. decoder, growing in
-depth, with one DAgger round in between -> 4. export without the auxiliary heads.
+depth, with DAgger rounds in between -> 4. export without the auxiliary heads.
 Every stage leaves a file when it is complete; a killed run continues where it was.
 """
 
@@ -50,7 +50,6 @@ def train(recipe: TrainingRecipe, run: Path, processes: int) -> Path:
     first += 5_000
     demonstrations = seeds[first : first + recipe.demonstration_episodes]
     first += 5_000
-    corrections = seeds[first : first + recipe.dagger_episodes]
 
     vision = run / 'vision'
     collect.collect_pictures(recipe, pictures, KINDS, config.grid, vision, processes)
@@ -64,11 +63,13 @@ def train(recipe: TrainingRecipe, run: Path, processes: int) -> Path:
     _say(began, f'{len(data)} labelled frames are there')
 
     for number, stage in enumerate(recipe.stages):
-        corrected = (run / 'corrections.json').exists()
-        if number == recipe.dagger_before_stage and not corrected:
+        record = run / f'corrections_{number}.json'
+        if number in recipe.dagger_before_stages and not record.exists():
             model = trained_model(run, config, recipe)
-            rate = collect.collect_corrections(recipe, corrections, model, run, processes)
-            (run / 'corrections.json').write_text(json.dumps({'success_rate': rate}))
+            begin = first + recipe.dagger_episodes * recipe.dagger_before_stages.index(number)
+            scenes = seeds[begin : begin + recipe.dagger_episodes]
+            rate = collect.collect_corrections(recipe, scenes, model, run, processes)
+            record.write_text(json.dumps({'success_rate': rate}))
             _say(began, f'policy solved {rate:.0%} of the scenes it was corrected in')
         if _progress(run) < (number, stage.steps):
             launch(imitation.train_stage, processes, recipe, number, config, TEMPLATES, run)

@@ -77,7 +77,8 @@ class Picture:
 @dataclass
 class EpisodeRecord:
     """One attempt, filled while it runs. ``stages``: (time_s, stage) at every change.
-    ``tokens``: by (policy step, view). ``note`` says why a failed episode ended."""
+    ``tokens``: by (policy step, view). ``note`` says why a failed episode ended. Pictures may go on
+    a little after ``duration_s``; `finish` ends the rest there."""
 
     number: int
     seed: int
@@ -89,6 +90,17 @@ class EpisodeRecord:
     stages: list[tuple[float, str]] = field(default_factory=list)
     pictures: dict[str, list[Picture]] = field(default_factory=dict)
     tokens: dict[tuple[int, str], TokenRecord] = field(default_factory=dict)
+
+    def finish(self) -> None:
+        """Forget policy steps and stages after the end of the episode."""
+        self.steps = [step for step in self.steps if step.time_s < self.duration_s]
+        self.stages = [stage for stage in self.stages if stage[0] < self.duration_s]
+
+    @property
+    def recorded_s(self) -> float:
+        """When the last picture was taken."""
+        taken = [pictures[-1].time_s for pictures in self.pictures.values() if pictures]
+        return max(taken, default=0.0)
 
     @property
     def keyframes(self) -> list[StepRecord]:

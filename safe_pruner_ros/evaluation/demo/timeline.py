@@ -56,7 +56,7 @@ def draw_timeline(record: DemoRecord, path: Path) -> None:
             4, 1, figsize=(13, 8.6), sharex=True,
             gridspec_kw={'height_ratios': [0.3, 1.3, 1.3, 1.3], 'hspace': 0.17},
         )  # fmt: skip
-        figure.subplots_adjust(left=0.065, right=0.985, top=0.75, bottom=0.06)
+        figure.subplots_adjust(left=0.065, right=0.985, top=0.74, bottom=0.06)
         axes[-1].set_xlim(-0.2, max(end_s, 1.0))
         _stages(axes[0], record, starts)
         _tokens(axes[1], record, starts)

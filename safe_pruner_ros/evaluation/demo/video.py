@@ -16,7 +16,7 @@ VIEW_PX = 384  # width of a view in the film
 FPS = 10
 CAPTION_PX = 84
 LABEL_PX = 26
-HOLD_S = 0.8  # the last picture of an episode stays this long
+HOLD_S = 0.6  # the last picture of an episode stays this long
 BACKGROUND, TEXT, QUIET = (22, 24, 28), (235, 235, 235), (150, 156, 165)
 KEY, GOOD, BAD, KEPT = (255, 150, 0), (60, 200, 130), (235, 90, 70), (86, 180, 233)
 FONT = cv2.FONT_HERSHEY_DUPLEX
@@ -50,26 +50,22 @@ def _frames(record: DemoRecord) -> Iterator[UInt8Array]:
     for episode in record.episodes:
         if not all(episode.pictures.get(view) for view in record.views):
             continue
-        count = int(episode.duration_s * FPS) + 1
-        frame = None
-        for number in range(count):
-            frame = draw_frame(record, episode, min(number / FPS, episode.duration_s))
-            yield frame
-        frame = draw_frame(record, episode, episode.duration_s, is_last=True)
+        end_s = max(episode.duration_s, episode.recorded_s)
+        for number in range(int(end_s * FPS) + 1):
+            yield draw_frame(record, episode, number / FPS)
+        last = draw_frame(record, episode, end_s)
         for _ in range(int(HOLD_S * FPS)):
-            yield frame
+            yield last
 
 
-def draw_frame(
-    record: DemoRecord, episode: EpisodeRecord, time_s: float, is_last: bool = False
-) -> UInt8Array:
+def draw_frame(record: DemoRecord, episode: EpisodeRecord, time_s: float) -> UInt8Array:
     """One frame, uint8 [H, W, 3], both sides even. The tokens are those of the newest policy step,
     drawn on the newest picture."""
     step = episode.step_at(time_s)
     views = [_labelled(episode, view, step, time_s) for view in record.views]
     row = np.concatenate(views, axis=1)
     caption: UInt8Array = np.full((CAPTION_PX, row.shape[1], 3), BACKGROUND, np.uint8)
-    _caption(caption, record, episode, step, time_s, is_last)
+    _caption(caption, record, episode, step, time_s)
     frame = np.concatenate([caption, row])
     return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
 
@@ -83,7 +79,13 @@ def draw_view(episode: EpisodeRecord, view: str, time_s: float) -> UInt8Array:
     if tokens is None or step is None:
         return rgb
     return overlay(
-        rgb, tokens.rows, tokens.cols, tokens.saliency, tokens.retained, step.is_key_timestep
+        rgb,
+        tokens.rows,
+        tokens.cols,
+        tokens.saliency,
+        tokens.retained,
+        step.is_key_timestep,
+        min_width=1,  # as large as it is; enlarging first would take five times as long
     )
 
 
@@ -109,14 +111,13 @@ def _caption(
     episode: EpisodeRecord,
     step: StepRecord | None,
     time_s: float,
-    is_last: bool,
 ) -> None:
     width = canvas.shape[1]
     head = f'{episode.number}/{len(record.episodes)}'
     _write(canvas, head, (12, 32), 0.6, QUIET)
     _write(canvas, episode.instruction, (62, 32), 0.72, TEXT)
     stage, colour = episode.stage_at(time_s), TEXT
-    if is_last:
+    if time_s >= episode.duration_s:
         stage, colour = ('solved', GOOD) if episode.success else ('not solved', BAD)
     _write(canvas, f'{time_s:4.1f} s   {stage}', (12, 66), 0.55, colour)
     if step is None:
