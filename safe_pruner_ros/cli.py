@@ -95,7 +95,7 @@ def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         'config/policies, or a path; other methods run as published',
     )
     parser.add_argument('--checkpoint', default='', help="weights file; empty: the policy file's")
-    parser.add_argument('--device', default='', help='torch device; empty: the policy file\'s')
+    parser.add_argument('--device', default='', help="torch device; empty: the policy file's")
     parser.add_argument(
         '--set',
         dest='settings',
@@ -302,13 +302,17 @@ def _add_benchmark(commands: Any) -> None:
     parser.add_argument('--rounds', type=int, default=20, help='replays of them')
     parser.add_argument('--task', default='pick_place', help='task')
     parser.add_argument('--ros', action='store_true', help='measure the node instead of a policy')
-    parser.add_argument('--seconds', type=float, default=30.0, help='length of the --ros run, s')
+    parser.add_argument('--seconds', type=float, default=30.0, help='length of a --ros pass, s')
+    parser.add_argument('--image-px', default='256x256', help='pictures of --ros, width x height')
+    parser.add_argument('--camera-rate', type=float, default=20.0, help='pictures of --ros, Hz')
     parser.add_argument('--out', type=Path, default=Path('out/benchmark'), help='results folder')
     _add_policy_arguments(parser)
 
 
 def _benchmark(arguments: argparse.Namespace) -> int:
     if arguments.ros:
+        _at_least('--seconds', arguments.seconds, 2)
+        arguments.image_px = _size(arguments.image_px)
         return int(_import_ros('benchmark').main(arguments))
     for name in ('rounds', 'episodes'):
         _at_least(f'--{name}', getattr(arguments, name), 1)
@@ -332,6 +336,13 @@ def _ratios(text: str) -> list[float]:
         return [float(ratio) for ratio in _names(text)]
     except ValueError as error:
         raise UsageError(f'--retention takes numbers like 0.3,0.1, got {text!r}') from error
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition('x')
+    if not (width.isdecimal() and height.isdecimal()):
+        raise UsageError(f'--image-px takes a size like 640x480, got {text!r}')
+    return int(width), int(height)
 
 
 def _at_least(name: str, value: float, least: float) -> None:

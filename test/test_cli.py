@@ -44,8 +44,10 @@ def test_evaluate_refuses(capsys, tmp_path, arguments: list[str], message: str) 
     assert not (tmp_path / 'out').exists()
 
 
-def test_benchmark_and_train_refuse(capsys, tmp_path) -> None:
+def test_others_refuse(capsys, tmp_path) -> None:
     out = ('--out', str(tmp_path))
+    assert '640by480' in fails(capsys, 'benchmark', '--ros', '--image-px', '640by480', *out)
+    assert '--rate must be in' in fails(capsys, 'demo', '--rate', '2', *out)
     assert "got '0'" in fails(capsys, 'benchmark', '--threads', '0', *out)
     assert '--rounds' in fails(capsys, 'benchmark', '--rounds', '0', *out)
     assert '--processes' in fails(capsys, 'train', '--processes', '0', *out)

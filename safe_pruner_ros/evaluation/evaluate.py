@@ -79,9 +79,7 @@ def evaluate(
     return cells
 
 
-def _run(
-    waiting: Sequence[Job], jobs: int, commit: str, folder: ResultsFolder, done: int
-) -> None:
+def _run(waiting: Sequence[Job], jobs: int, commit: str, folder: ResultsFolder, done: int) -> None:
     successes = sum(bool(episode['success']) for episode in folder.episodes)
     is_live = sys.stderr.isatty()
     with tqdm(

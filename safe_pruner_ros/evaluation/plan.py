@@ -1,4 +1,4 @@
-"""What an evaluation runs: cells (a method at a ratio) x scenes, checked before anything starts."""
+"""What an evaluation runs: cells (a method at a ratio) x scenes, checked before it starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_EPISODES = 200
 
 @dataclass(frozen=True)
 class Cell:
-    """A method with the settings of its pruner, ``retention_ratio`` among them where it has one."""
+    """A method and the settings of its pruner, ``retention_ratio`` among them if it has one."""
 
     method: str
     retention_ratio: float
@@ -101,7 +101,7 @@ def _shipped_weights(policy: str) -> Path:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """'900000:900200' (end not included), '900000:900200:2', or '900000,900007'; sorted, unique."""
+    """'900000:900200' (end excluded), '900000:900200:2', or '900000,900007'; sorted, unique."""
     seeds: set[int] = set()
     for part in text.split(','):
         numbers = part.split(':')
@@ -181,9 +181,9 @@ def build_cells(
     """Methods x ratios; a method without a ratio (unpruned) is one cell at 1.0.
 
     ``configured``: method -> the settings it starts from; methods that are not in it start from
-    their published defaults. ``settings`` change them: each applies to every method that knows it,
-    one written 'method.setting' to that method only and with precedence. Raises ValueError for unknown methods, ratios outside (0, 1], and
-    settings that no chosen method takes.
+    their published defaults. ``settings`` change them: each applies to every method that knows
+    it, one written 'method.setting' to that method only and with precedence. Raises ValueError
+    for unknown methods, ratios outside (0, 1], and settings that no chosen method takes.
     """
     if not methods:
         raise ValueError(f'no method given; choose from {list(METHODS)}')

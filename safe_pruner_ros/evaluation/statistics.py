@@ -12,7 +12,7 @@ Z95 = 1.959963984540054  # two-sided 95 %
 def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     """Score interval of a binomial proportion (Wilson 1927), both ends in [0, 1].
 
-    Unlike the textbook interval it stays honest near 0 and 1 and for few trials. No trials: (0, 1).
+    Unlike the textbook interval it stays honest near 0 and 1 and for few trials. (0, 1) without.
     """
     if not 0 <= successes <= trials:
         raise ValueError(f'successes must be in [0, {trials}] (trials), got {successes}')

@@ -1,4 +1,4 @@
-"""Runs one episode in whatever process joblib chose. Robot and policies stay warm between calls."""
+"""Runs one episode in the process that joblib chose. Robot and policies stay warm for the next."""
 
 from __future__ import annotations
 

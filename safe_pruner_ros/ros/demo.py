@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +24,12 @@ from safe_pruner_ros.evaluation.demo.record import DemoRecord, EpisodeRecord
 from safe_pruner_ros.evaluation.demo.screen import LiveScreen, PlainScreen, Screen
 from safe_pruner_ros.evaluation.plan import parse_seeds
 from safe_pruner_ros.evaluation.provenance import git_commit, machine
-from safe_pruner_ros.ros.demo_processes import ChildDied, Children, private_domain
+from safe_pruner_ros.ros.demo_processes import (
+    ChildDied,
+    Children,
+    private_domain,
+    ros_arguments,
+)
 from safe_pruner_ros.ros.resources import config_file
 from safe_pruner_ros.runtime.config_yaml import load_config
 
@@ -114,7 +120,9 @@ class _Demo:
         self._rates = [arguments.rate] if arguments.rate else list(RATE_FACTORS)
         screen.say('starting the simulator and the policy node')
         self._start_simulator()
-        children.start('policy', arguments.node_module, _ros_arguments(**_node_parameters(arguments)))
+        children.start(
+            'policy', arguments.node_module, ros_arguments(**_node_parameters(arguments))
+        )
 
         import rclpy
         from rclpy.executors import SingleThreadedExecutor
@@ -171,7 +179,7 @@ class _Demo:
         self._children.start(
             'sim',
             'safe_pruner_ros.ros.sim_node',
-            _ros_arguments(seed=WAITING_SEED, rate_factor=float(self._rates[0])),
+            ros_arguments(seed=WAITING_SEED, rate_factor=float(self._rates[0])),
         )
 
     def _picture_gap_s(self) -> float:
@@ -182,7 +190,7 @@ class _Demo:
             end_s = time.monotonic() + patience_s
             while time.monotonic() < end_s:
                 self._step()
-        gaps = sorted(b - a for a, b in zip(stamps_s, stamps_s[1:], strict=False))
+        gaps = sorted(b - a for a, b in pairwise(stamps_s))
         return gaps[int(0.9 * len(gaps))] if gaps else math.inf
 
     def _episode(self, number: int, seed: int, total: int) -> None:
@@ -260,14 +268,6 @@ class _Demo:
             return future.result()
         finally:
             self._recorder.destroy_client(client)
-
-
-def _ros_arguments(**parameters: object) -> list[str]:
-    arguments = ['--ros-args']
-    for name, value in parameters.items():
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        arguments += ['-p', f'{name}:={text}']
-    return arguments
 
 
 def _node_parameters(arguments: argparse.Namespace) -> dict[str, object]:

@@ -134,6 +134,15 @@ class Children:
             self._children.remove(child)
 
 
+def ros_arguments(**parameters: object) -> list[str]:
+    """Node parameters as command line arguments."""
+    arguments = ['--ros-args']
+    for name, value in parameters.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        arguments += ['-p', f'{name}:={text}']
+    return arguments
+
+
 def _signal_group(pid: int, number: int) -> None:
     try:
         os.killpg(pid, number)

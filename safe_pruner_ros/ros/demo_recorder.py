@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import deque
 from functools import partial
 from typing import Any
 
@@ -53,7 +52,7 @@ class DemoRecorder(Node):
         self._reasons: dict[int, str] = {}
         self._last_command_ns: int | None = None
         self._guard: dict[str, int] = {}
-        self._receive_counts = {camera.name: _ReceiveCount() for camera in robot.cameras}
+        self._receive_counts = {camera.name: ReceiveCount() for camera in robot.cameras}
         self._latencies_ms: deque[float] = deque(maxlen=200)
 
         images = QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -222,7 +221,7 @@ class DemoRecorder(Node):
             self._receive_counts[view].node_has(got)
 
 
-class _ReceiveCount:
+class ReceiveCount:
     """Pictures of one camera: numbered by the simulator, counted by the node.
 
     The two counts are compared from one diagnostics message of an episode to the next, so a few
@@ -231,8 +230,9 @@ class _ReceiveCount:
 
     def __init__(self) -> None:
         self.sent = 0  # number of the newest picture that was sent
+        self.total = 0  # pictures sent while they were compared
         self._before: tuple[int, int] | None = None
-        self._sent = self._received = 0
+        self._received = 0
 
     def interrupt(self) -> None:
         """The node starts counting anew."""
@@ -241,13 +241,13 @@ class _ReceiveCount:
     def node_has(self, received: int) -> None:
         now = (self.sent, received)
         if self._before is not None and received >= self._before[1]:
-            self._sent += now[0] - self._before[0]
+            self.total += now[0] - self._before[0]
             self._received += now[1] - self._before[1]
         self._before = now
 
     def ratio(self) -> float:
         """Received / sent; NaN if nothing was compared."""
-        return min(1.0, round(self._received / self._sent, 4)) if self._sent else math.nan
+        return min(1.0, round(self._received / self.total, 4)) if self.total else math.nan
 
 
 def _short(state: dict[str, str]) -> str:

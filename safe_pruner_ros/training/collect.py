@@ -29,6 +29,7 @@ from safe_pruner_ros.training.vision_pretraining import load_tower
 from safe_pruner_ros.types import FloatArray
 
 EPISODES_PER_SHARD = 20
+Pictures = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.float16]]
 
 
 @cache
@@ -69,7 +70,7 @@ def _kind_labels(env: DualArmEnv, view: str, kinds: Sequence[str], grid: int) ->
 
 def _picture_episode(
     recipe: TrainingRecipe, seed: int, kinds: Sequence[str], grid: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.float16]]:
+) -> Pictures:
     env = _environment(recipe.task)
     images, coverage, offset = [], [], []
 
@@ -84,20 +85,39 @@ def _picture_episode(
     return np.stack(images), np.stack(coverage), np.stack(offset)
 
 
+def _first_pictures(
+    recipe: TrainingRecipe, seeds: Sequence[int], kinds: Sequence[str], grid: int
+) -> Pictures:
+    """The first pictures of many scenes: nothing else shows as many different objects."""
+    env = _environment(recipe.task)
+    parts = []
+    for seed in seeds:
+        env.reset(seed)
+        for view in env.views:
+            labels = _kind_labels(env, view, kinds, grid)
+            coverage = np.ceil(labels.coverage * 255).astype(np.uint8)
+            parts.append((env.render(view), coverage, labels.offset.astype(np.float16)))
+    images, coverages, offsets = zip(*parts, strict=True)
+    return np.stack(images), np.stack(coverages), np.stack(offsets)
+
+
 def collect_pictures(
     recipe: TrainingRecipe,
-    seeds: Sequence[int],
+    episode_seeds: Sequence[int],
+    scene_seeds: Sequence[int],
     kinds: Sequence[str],
     grid: int,
     folder: Path,
     processes: int,
 ) -> None:
     """images.npy uint8 [N, H, W, 3], coverage.npy uint8 [N, G*G, kinds + 2], offset.npy float16
-    [N, G*G, kinds + 1, 2] in ``folder``."""
+    [N, G*G, kinds + 1, 2] in ``folder``: whole episodes of some scenes, then the first pictures
+    of many. Hundreds of scenes alone are learnt by heart, shapes and all."""
     if (folder / 'images.npy').exists():
         return
-    jobs = (delayed(_picture_episode)(recipe, seed, kinds, grid) for seed in seeds)
-    parts = _run(jobs, len(seeds), processes, 'pictures')
+    jobs = [delayed(_picture_episode)(recipe, seed, kinds, grid) for seed in episode_seeds]
+    jobs += [delayed(_first_pictures)(recipe, job, kinds, grid) for job in _jobs(scene_seeds)]
+    parts = _run(jobs, len(jobs), processes, 'pictures')
     folder.mkdir(parents=True, exist_ok=True)
     # images.npy last: its presence says that the stage is complete.
     for name, column in (('offset', 2), ('coverage', 1), ('images', 0)):

@@ -29,7 +29,8 @@ class TrainingRecipe:
     task: str = 'pick_place'
     seed: int = 0
     vision_episodes: int = 320
-    vision_steps: int = 750
+    vision_scenes: int = 6000
+    vision_steps: int = 3000
     vision_batch: int = 64
     demonstration_episodes: int = 700
     label_stride: int = 2
@@ -59,6 +60,7 @@ def smoke_recipe() -> TrainingRecipe:
     """The same schedule, minutes long: it exercises every stage and learns next to nothing."""
     return TrainingRecipe(
         vision_episodes=2,
+        vision_scenes=20,
         vision_steps=3,
         vision_batch=8,
         demonstration_episodes=4,

@@ -51,8 +51,11 @@ def train(recipe: TrainingRecipe, run: Path, processes: int) -> Path:
     demonstrations = seeds[first : first + recipe.demonstration_episodes]
     first += 5_000
 
+    begin = recipe.seed * 20_000 + 12_000
+    scenes = seeds[begin : begin + recipe.vision_scenes]
+
     vision = run / 'vision'
-    collect.collect_pictures(recipe, pictures, KINDS, config.grid, vision, processes)
+    collect.collect_pictures(recipe, pictures, scenes, KINDS, config.grid, vision, processes)
     _say(began, 'pictures are there')
     train_vision_tower(recipe, vision, config.vision_width, processes)
     _say(began, 'vision tower is trained')

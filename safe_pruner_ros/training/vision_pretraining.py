@@ -21,6 +21,8 @@ from safe_pruner_ros.training.labels import MIN_COVERAGE
 from safe_pruner_ros.training.parallel import average_gradients, launch
 from safe_pruner_ros.training.recipe import TrainingRecipe
 
+HELD_OUT = 300  # pictures
+
 
 class DenseHeads(nn.Module):
     """Read-outs of one patch token; dropped after this stage."""
@@ -93,8 +95,19 @@ def _train(rank: int, processes: int, recipe: TrainingRecipe, folder: Path, widt
     rng = np.random.default_rng((recipe.seed, rank))
     generator = torch.Generator().manual_seed(recipe.seed * 1000 + rank)
     size, curve = max(1, recipe.vision_batch // processes), []
-    for step in track(range(recipe.vision_steps), description='vision tower', disable=rank != 0):
-        pick = np.sort(rng.choice(len(images), size, replace=False))
+    held_out = min(HELD_OUT, len(images) // 10)  # the last pictures, of scenes seen nowhere else
+    first = 0
+    if (folder / 'progress.pt').exists():
+        state = torch.load(folder / 'progress.pt', weights_only=True)
+        tower.load_state_dict(state['tower'])
+        heads.load_state_dict(state['heads'])
+        optimizer.load_state_dict(state['optimizer'])
+        schedule.load_state_dict(state['schedule'])
+        first = state['step']
+        rng = np.random.default_rng((recipe.seed, rank, first))
+    steps = range(first, recipe.vision_steps)
+    for step in track(steps, description='vision tower', disable=rank != 0):
+        pick = np.sort(rng.choice(len(images) - held_out, size, replace=False))
         clean = torch.from_numpy(images[pick]).permute(0, 3, 1, 2).float() / 255
         tokens = tower(jitter(clean, generator))
         loss, right = dense_loss(
@@ -115,8 +128,25 @@ def _train(rank: int, processes: int, recipe: TrainingRecipe, folder: Path, widt
             print(
                 f'vision step {step + 1}: loss {recent:.4f}, kind right {accuracy:.3f}', flush=True
             )
+        if rank == 0 and (step + 1) % 250 == 0:
+            progress = {
+                'tower': tower.state_dict(),
+                'heads': heads.state_dict(),
+                'optimizer': optimizer.state_dict(),
+                'schedule': schedule.state_dict(),
+                'step': step + 1,
+            }
+            torch.save(progress, folder / 'progress.partial')
+            (folder / 'progress.partial').rename(folder / 'progress.pt')
     if rank == 0:
-        state = {'tower': tower.state_dict(), 'heads': heads.state_dict(), 'curve': curve}
+        rows = slice(len(images) - held_out, len(images))
+        with torch.inference_mode():
+            clean = torch.from_numpy(images[rows]).permute(0, 3, 1, 2).float() / 255
+            labels = torch.from_numpy(coverage[rows]).float() / 255
+            offsets = torch.from_numpy(offset[rows]).float()
+            _, right = dense_loss(heads, tower(clean), clean, labels, offsets)
+        print(f'held-out scenes: kind right {right:.3f}', flush=True)
+        state = {'tower': tower.state_dict(), 'heads': heads.state_dict()}
         torch.save(state, folder / 'tower.partial')
         (folder / 'tower.partial').rename(folder / 'tower.pt')
 
@@ -124,7 +154,8 @@ def _train(rank: int, processes: int, recipe: TrainingRecipe, folder: Path, widt
 def train_vision_tower(
     recipe: TrainingRecipe, folder: Path, width: int, processes: int
 ) -> VisionTower:
-    """Train on ``folder``/{images,coverage,offset}.npy; resumes by reusing a finished tower."""
+    """Train on ``folder``/{images,coverage,offset}.npy; a killed run goes on at most 250 steps
+    earlier."""
     if not (folder / 'tower.pt').exists():
         launch(_train, processes, recipe, folder, width)
     return load_tower(folder / 'tower.pt', width)

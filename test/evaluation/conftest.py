@@ -23,6 +23,7 @@ from safe_pruner_ros.types import (
 TICK_S = 0.02
 PERIOD_S = 0.1
 CHUNK_SIZE = 8
+LAYOUT = JointLayout((Joint('a', 'arm', -9.0, 9.0, 9.0), Joint('g', 'gripper', 0.0, 1.0, 9.0)))
 
 
 @dataclass
@@ -31,9 +32,7 @@ class FakeEnv:
 
     goal: float = 1e9
     control_period_s: float = TICK_S
-    layout: JointLayout = JointLayout(
-        (Joint('a', 'arm', -9.0, 9.0, 9.0), Joint('g', 'gripper', 0.0, 1.0, 9.0))
-    )
+    layout: JointLayout = LAYOUT
     commands: list[FloatArray] = field(default_factory=list)
     resets: list[tuple[int, int | None]] = field(default_factory=list)
 

@@ -43,7 +43,9 @@ def test_split_follows_from_seeds_and_is_checked() -> None:
 
 
 def test_settings_are_literals_or_text() -> None:
-    found = parse_settings(['alpha=0.4', 'norm=l1', 'deep_layers=0,-2,-1', 'max_keyframe_age=None'])
+    found = parse_settings(
+        ['alpha=0.4', 'norm=l1', 'deep_layers=0,-2,-1', 'max_keyframe_age=None']
+    )
     assert found == {
         'alpha': 0.4,
         'norm': 'l1',

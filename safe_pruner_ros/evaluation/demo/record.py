@@ -77,8 +77,8 @@ class Picture:
 @dataclass
 class EpisodeRecord:
     """One attempt, filled while it runs. ``stages``: (time_s, stage) at every change.
-    ``tokens``: by (policy step, view). ``note`` says why a failed episode ended. Pictures may go on
-    a little after ``duration_s``; `finish` ends the rest there."""
+    ``tokens``: by (policy step, view). ``note`` says why a failed episode ended. Pictures may go
+    on a little after ``duration_s``; `finish` ends the rest there."""
 
     number: int
     seed: int
@@ -126,8 +126,8 @@ class EpisodeRecord:
 class DemoRecord:
     """A whole demonstration. ``retention_ratio`` is the method's setting; ``command_periods_ms``
     between commands as they left the node; ``receive_ratios`` by view, what the node got of the
-    pictures that were sent; ``guard_ticks`` counts verdicts of the command guard and their reasons;
-    ``rate_factor`` is simulated per wall time."""
+    pictures that were sent; ``guard_ticks`` counts verdicts of the command guard and their
+    reasons; ``rate_factor`` is simulated per wall time."""
 
     method: str
     retention_ratio: float

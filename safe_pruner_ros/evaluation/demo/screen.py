@@ -141,7 +141,9 @@ class LiveScreen:
         parts: list[RenderableType] = []
         for episode in self._finished:
             mark = Text('✔ ', 'green') if episode.success else Text('✘ ', 'red')
-            parts.append(mark.append(f'{episode.instruction}  ', '').append(outcome(episode), 'dim'))
+            parts.append(
+                mark.append(f'{episode.instruction}  ', '').append(outcome(episode), 'dim')
+            )
         if self._episode is not None:
             parts.append(self._current(self._episode))
         if self._doing:

@@ -11,13 +11,13 @@ import numpy as np
 
 matplotlib.use('Agg')  # no window, whatever the machine
 
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.patches import Patch  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
-from safe_pruner_ros.evaluation.demo.record import DemoRecord, EpisodeRecord  # noqa: E402
-from safe_pruner_ros.evaluation.demo.video import draw_view  # noqa: E402
+from safe_pruner_ros.evaluation.demo.record import DemoRecord, EpisodeRecord
+from safe_pruner_ros.evaluation.demo.video import draw_view
 
 GAP_S = 0.9  # between episodes
 # Okabe-Ito: told apart by colour-blind readers.
@@ -112,16 +112,17 @@ def _telling_moment(episode: EpisodeRecord) -> float:
 
 def _two_views(episode: EpisodeRecord, views: tuple[str, ...]) -> list[str]:
     """The first view and the one of the others in which most happens."""
-    first, *others = (view for view in views if episode.pictures.get(view)) or ('',)
-    if not first:
-        return []
+    seen = [view for view in views if episode.pictures.get(view)]
+    if len(seen) < 2:
+        return seen
+    first, *others = seen
 
     def change(view: str) -> float:
         pictures = episode.pictures[view]
         before, after = pictures[0].rgb(), pictures[len(pictures) // 2].rgb()
         return float(np.abs(before.astype(float) - after).mean())
 
-    return [first, max(others, key=change)] if others else [first]
+    return [first, max(others, key=change)]
 
 
 def _starts(record: DemoRecord) -> tuple[list[float], float]:
@@ -151,7 +152,7 @@ def _stages(axis: Axes, record: DemoRecord, starts: list[float]) -> None:
     inches = axis.figure.get_size_inches()[0] * axis.get_position().width / (high - low)
     for episode, start_s in zip(record.episodes, starts, strict=True):
         ends = [time_s for time_s, _ in episode.stages[1:]] + [episode.duration_s]
-        for (begin_s, stage), end_s in zip(episode.stages, ends, strict=True):
+        for (begin_s, stage), end_s in zip(episode.stages, ends, strict=False):
             width = end_s - begin_s
             axis.barh(0, width, left=start_s + begin_s, height=1, color=colours[stage], ec='white')
             if width * inches > 0.066 * len(stage) + 0.06:
@@ -211,9 +212,15 @@ def _similarity(axis: Axes, record: DemoRecord, starts: list[float]) -> None:
     for threshold in sorted(thresholds):
         axis.axhline(threshold, color=VERMILION, lw=1, ls='--')
         axis.text(
-            0.998, 0.04, f'below {threshold:g} (dashed): key timestep', color=VERMILION, fontsize=8,
-            ha='right', va='bottom', transform=axis.transAxes,
-        )  # fmt: skip
+            0.998,
+            0.04,
+            f'below {threshold:g} (dashed): key timestep',
+            color=VERMILION,
+            fontsize=8,
+            ha='right',
+            va='bottom',
+            transform=axis.transAxes,
+        )
     axis.set(ylim=(0, 1.05), ylabel='attention\nsimilarity')
     if not drawn:
         axis.text(0.5, 0.5, 'this method measures none', ha='center', color=GREY,

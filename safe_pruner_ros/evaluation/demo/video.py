@@ -1,4 +1,4 @@
-"""overlay.mp4 of a demo: the views side by side, the tokens that were kept, and what was going on."""
+"""overlay.mp4 of a demo: the views side by side, the tokens kept, and what was going on."""
 
 from __future__ import annotations
 
