@@ -17,7 +17,7 @@ from safe_pruner_ros.types import FloatArray, JointLayout
 
 @dataclass(frozen=True)
 class Waypoints:
-    """Where ``joints`` shall be: ``positions`` [points, joints] at growing ``times_ns`` [points]."""
+    """``joints`` shall be at ``positions`` [points, joints] at growing ``times_ns`` [points]."""
 
     joints: tuple[str, ...]
     times_ns: npt.NDArray[np.int64]

@@ -16,7 +16,7 @@ from safe_pruner_ros.evaluation.results import read_episodes
 from safe_pruner_ros.evaluation.rollout import RolloutSettings
 from safe_pruner_ros.evaluation.worker import forget_warm, run_job
 
-TIMES = ('latency_ms_p50', 'wall_s')
+VARYING = ('latency_ms_p50', 'wall_s', 'commit')
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def make_plan(checkpoint: Path, seeds: tuple[int, ...] = (500_000, 500_001)) -> 
 
 
 def without_times(episodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    kept = [{k: v for k, v in episode.items() if k not in TIMES} for episode in episodes]
+    kept = [{k: v for k, v in episode.items() if k not in VARYING} for episode in episodes]
     return sorted(kept, key=lambda episode: (episode['method'], episode['seed']))
 
 
