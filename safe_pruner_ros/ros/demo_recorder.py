@@ -45,7 +45,9 @@ class DemoRecorder(Node):
         self.sim: dict[str, Any] = {}  # newest /sim/status
         self.node_state: dict[str, str] = {}  # values of the node's 'state' diagnostic
         self.node_text = ''  # 'RUN', or the state and why
-        self.picture_stamps_s: list[float] = []  # of the first camera, for whoever clears it
+        # Outside of episodes: of the first camera, and of policy steps. For whoever clears them.
+        self.picture_stamps_s: list[float] = []
+        self.ages_s: list[float] = []
         self._episode: EpisodeRecord | None = None
         self._start_s = self._newest_s = 0.0
         self._statuses: dict[int, PruningStatus] = {}
@@ -156,8 +158,11 @@ class DemoRecorder(Node):
 
     def _on_step(self, msg: PruningStatus) -> None:
         episode = self._episode
+        if episode is None:
+            self.ages_s.append(float(msg.observation_age_s))
+            return
         # Late news of the episode before has its instruction, or an earlier stamp.
-        if episode is None or msg.instruction != episode.instruction:
+        if msg.instruction != episode.instruction:
             return
         if self._since_start(msg.observation_stamp) > -0.2:
             self._statuses[int(msg.policy_step)] = msg

@@ -56,7 +56,7 @@ def draw_timeline(record: DemoRecord, path: Path) -> None:
             4, 1, figsize=(13, 8.6), sharex=True,
             gridspec_kw={'height_ratios': [0.3, 1.3, 1.3, 1.3], 'hspace': 0.17},
         )  # fmt: skip
-        figure.subplots_adjust(left=0.065, right=0.985, top=0.74, bottom=0.06)
+        figure.subplots_adjust(left=0.065, right=0.985, top=0.715, bottom=0.06)
         axes[-1].set_xlim(-0.2, max(end_s, 1.0))
         _stages(axes[0], record, starts)
         _tokens(axes[1], record, starts)
@@ -70,31 +70,30 @@ def draw_timeline(record: DemoRecord, path: Path) -> None:
                 for step in episode.keyframes:
                     axis.axvline(start_s + step.time_s, color=ORANGE, lw=0.7, alpha=0.5, zorder=-1)
         _time_ticks(axes[-1], record, starts)
-        _heads(figure, axes[0], record, starts)
+        _heads(figure, axes[0], record)
         figure.suptitle(_title(record), x=0.065, y=0.99, ha='left', fontsize=12, weight='bold')
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
         plt.close(figure)
 
 
-def _heads(figure: Figure, axis: Axes, record: DemoRecord, starts: list[float]) -> None:
-    """Instruction, outcome and two pictures above each episode."""
+def _heads(figure: Figure, axis: Axes, record: DemoRecord) -> None:
+    """Instruction, outcome and two pictures of each episode, in columns of equal width."""
     width_in, height_in = figure.get_size_inches()
-    to_figure = axis.transData + figure.transFigure.inverted()
-    begins = [to_figure.transform((start_s, 0))[0] for start_s in starts]
-    ends = [*begins[1:], 1.0]
-    narrowest = min((end - begin for begin, end in zip(begins, ends, strict=True)), default=0.2)
-    side_in = min(1.22, narrowest * width_in / 2 - 0.09)
-    bottom = axis.get_position().y1 + 0.012
+    place = axis.get_position()
+    column_in = place.width * width_in / max(len(record.episodes), 1)
+    side_in = min(1.2, column_in / 2 - 0.09)
+    bottom = place.y1 + 0.3 / height_in
     text_at = bottom + (side_in + 0.08) / height_in
-    for episode, begin in zip(record.episodes, begins, strict=True):
+    for number, episode in enumerate(record.episodes):
+        begin = place.x0 + (number * column_in + 0.04) / width_in
         mark, colour = ('solved', GREEN) if episode.success else ('not solved', VERMILION)
-        lines = textwrap.wrap(episode.instruction, 28)
+        lines = textwrap.wrap(f'{episode.number}. {episode.instruction}', int(column_in * 11.5))
         text = '\n'.join(lines[:2]) + (' ...' if len(lines) > 2 else '')
-        figure.text(begin, text_at, f'{mark} after {episode.duration_s:.1f} s', va='bottom',
-                    fontsize=8.5, color=colour, weight='bold')  # fmt: skip
-        figure.text(begin, text_at + 0.18 / height_in, text, va='bottom', fontsize=8.5,
-                    color='#222222')  # fmt: skip
+        outcome = f'{mark} after {episode.duration_s:.1f} s'
+        style = {'va': 'bottom', 'fontsize': 8.5}
+        figure.text(begin, text_at, outcome, color=colour, weight='bold', **style)
+        figure.text(begin, text_at + 0.18 / height_in, text, color='#222222', **style)
         for column, view in enumerate(_two_views(episode, record.views)):
             left = begin + column * (side_in + 0.05) / width_in
             box = (left, bottom, side_in / width_in, side_in / height_in)
@@ -159,6 +158,7 @@ def _stages(axis: Axes, record: DemoRecord, starts: list[float]) -> None:
                 dark = names.index(stage) % len(STAGE_COLOURS) > 3
                 axis.text(start_s + begin_s + width / 2, 0, stage, ha='center', va='center',
                           fontsize=7.5, color='white' if dark else '#334')  # fmt: skip
+        axis.text(start_s, 0.62, f'{episode.number}', fontsize=9, weight='bold', color='#222222')
     axis.set(ylim=(-0.5, 0.5), yticks=[], ylabel='stage')
     axis.tick_params(bottom=False)
     for side in ('left', 'bottom'):

@@ -1,0 +1,220 @@
+"""The policy node on a robot, or on the simulated one with sim:=true, brought to active.
+
+ros2 launch safe_pruner_ros pick_place.launch.py sim:=true
+ros2 launch safe_pruner_ros pick_place.launch.py --show-args
+
+A robot or a policy is an argument, not another launch file. What is left empty keeps the value of
+the YAML files. If a transition is refused, everything is shut down and the node's log says why.
+"""
+
+import os
+
+from ament_index_python.packages import get_package_share_directory
+from launch.action import Action
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    LogInfo,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+)
+from launch.event_handlers import OnProcessExit, OnProcessStart
+from launch.events import Shutdown, matches_action
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import LifecycleNode, Node
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.events.lifecycle import ChangeState
+from lifecycle_msgs.msg import Transition
+
+from launch import LaunchContext, LaunchDescription
+
+PACKAGE = 'safe_pruner_ros'
+PROFILE_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
+
+# Launch argument -> node parameter and how to read it; empty keeps the YAML file's value.
+OVERRIDES = {
+    'instruction': ('instruction', str),
+    'method': ('pruner.method', str),
+    'retention_ratio': ('pruner.retention_ratio', float),
+    'checkpoint': ('policy.checkpoint', str),
+    'dry_run': ('robot.dry_run', 'boolean'),
+}
+
+
+def as_boolean(text: str, name: str) -> bool:
+    values = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
+    if text.lower() not in values:
+        raise RuntimeError(f'{name}:={text} is neither true nor false')
+    return values[text.lower()]
+
+
+def overrides(context: LaunchContext) -> dict[str, object]:
+    """Node parameters for the arguments that were given a value."""
+    parameters: dict[str, object] = {}
+    for argument, (parameter, kind) in OVERRIDES.items():
+        text = LaunchConfiguration(argument).perform(context)
+        if not text:
+            continue
+        if kind == 'boolean':
+            parameters[parameter] = as_boolean(text, argument)
+        elif kind is float:
+            try:
+                parameters[parameter] = float(text)
+            except ValueError:
+                raise RuntimeError(f'{argument}:={text} is not a number') from None
+        else:
+            parameters[parameter] = text
+    return parameters
+
+
+def bring_up(node: LifecycleNode) -> list[Action]:
+    """Configure when the process runs, activate when configured, shut down when refused."""
+
+    def change(transition: int) -> EmitEvent:
+        return EmitEvent(
+            event=ChangeState(
+                lifecycle_node_matcher=matches_action(node), transition_id=transition
+            )
+        )
+
+    def refused(start: str, text: str) -> RegisterEventHandler:
+        goal = 'unconfigured' if start == 'configuring' else 'inactive'
+        return RegisterEventHandler(
+            OnStateTransition(
+                target_lifecycle_node=node,
+                start_state=start,
+                goal_state=goal,
+                entities=[
+                    LogInfo(msg=f'{text}; the reason is in the log of safe_pruner above'),
+                    EmitEvent(event=Shutdown(reason=text)),
+                ],
+            )
+        )
+
+    return [
+        RegisterEventHandler(
+            OnProcessStart(target_action=node, on_start=[change(Transition.TRANSITION_CONFIGURE)])
+        ),
+        RegisterEventHandler(
+            OnStateTransition(
+                target_lifecycle_node=node,
+                start_state='configuring',
+                goal_state='inactive',
+                entities=[change(Transition.TRANSITION_ACTIVATE)],
+            )
+        ),
+        refused('configuring', 'configure was refused'),
+        refused('activating', 'activate was refused'),
+        RegisterEventHandler(
+            OnProcessExit(
+                target_action=node,
+                on_exit=[EmitEvent(event=Shutdown(reason='the policy node ended'))],
+            )
+        ),
+    ]
+
+
+def start(context: LaunchContext) -> list[Action]:
+    share = get_package_share_directory(PACKAGE)
+    is_simulated = as_boolean(LaunchConfiguration('sim').perform(context), 'sim')
+    with_rviz = as_boolean(LaunchConfiguration('rviz').perform(context), 'rviz')
+    robot = LaunchConfiguration('robot').perform(context)
+    robot = robot or ('sim' if is_simulated else 'astribot_s1')
+    params_file = LaunchConfiguration('params_file').perform(context)
+    log_arguments = ['--ros-args', '--log-level', LaunchConfiguration('log_level')]
+
+    parameters: list[object] = [
+        {
+            'robot_file': robot,
+            'policy_file': LaunchConfiguration('policy').perform(context),
+            'use_sim_time': is_simulated,
+            'activation_timeout_s': float(
+                LaunchConfiguration('activation_timeout_s').perform(context)
+            ),
+        },
+        overrides(context),
+    ]
+    if params_file:
+        parameters.append(params_file)
+
+    profile = os.path.join(share, 'config', 'fastdds_profile.xml')
+    actions: list[Action] = [
+        SetEnvironmentVariable(name, profile)
+        for name in PROFILE_VARIABLES
+        if name not in os.environ
+    ]
+    node = LifecycleNode(
+        package=PACKAGE,
+        executable='safe_pruner_node',
+        name='safe_pruner',
+        namespace='',
+        output='screen',
+        parameters=[entry for entry in parameters if entry],
+        arguments=log_arguments,
+    )
+    if is_simulated:
+        actions.append(
+            Node(
+                package=PACKAGE,
+                executable='sim_node',
+                name='sim',
+                output='screen',
+                parameters=[
+                    {
+                        'robot_file': robot,
+                        'seed': int(LaunchConfiguration('seed').perform(context)),
+                        'target': int(LaunchConfiguration('target').perform(context)),
+                    }
+                ],
+                arguments=log_arguments,
+            )
+        )
+    if with_rviz:
+        actions.append(
+            Node(
+                package='rviz2',
+                executable='rviz2',
+                arguments=['-d', os.path.join(share, 'config', 'pick_place.rviz')],
+                parameters=[{'use_sim_time': is_simulated}],
+            )
+        )
+    # Handlers first: the node may be up before the next action is visited.
+    return [*actions, *bring_up(node), node]
+
+
+def argument(name: str, default: str, description: str) -> DeclareLaunchArgument:
+    return DeclareLaunchArgument(name, default_value=default, description=description)
+
+
+def generate_launch_description() -> LaunchDescription:
+    return LaunchDescription(
+        [
+            argument('sim', 'false', 'true: start the simulated robot and use its clock'),
+            argument(
+                'robot',
+                '',
+                'name in config/robots or path of a YAML file; empty: sim, or astribot_s1',
+            ),
+            argument('policy', 'embedded', 'name in config/policies or path of a YAML file'),
+            argument('checkpoint', '', 'weights of the policy; empty: those of the policy file'),
+            argument(
+                'method', '', 'pruning method: unpruned, random, fastv, safe_pruner; empty: YAML'
+            ),
+            argument('retention_ratio', '', 'share of visual tokens kept, in (0, 1]; empty: YAML'),
+            argument('instruction', '', 'what to do; empty: wait for the instruction topic'),
+            argument(
+                'dry_run',
+                '',
+                'true: commands go to ~/preview; empty: as the robot file says '
+                '(true for real robots, false for the simulator)',
+            ),
+            argument('seed', '0', 'scene of the simulated robot'),
+            argument('target', '-1', 'object to name in that scene; -1: as drawn'),
+            argument('rviz', 'false', 'true: open RViz with the attention overlays'),
+            argument('params_file', '', 'ROS parameter file for the node, applied last'),
+            argument('activation_timeout_s', '30.0', 'how long to wait for fresh data, seconds'),
+            argument('log_level', 'info', 'debug, info, warn or error'),
+            OpaqueFunction(function=start),
+        ]
+    )
