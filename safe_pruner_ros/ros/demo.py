@@ -63,6 +63,10 @@ def main(arguments: argparse.Namespace) -> int:
         raise FileNotFoundError(f'no weights file at {arguments.checkpoint}')
     signal.signal(signal.SIGTERM, _interrupt)
     environment = private_domain()
+    # Physics, pictures, policy and this process share the cores; OpenMP threads that wait for a
+    # taken core more than double a policy step.
+    threads = max(1, len(os.sched_getaffinity(0)) // 4)
+    environment['OMP_NUM_THREADS'] = os.environ.get('OMP_NUM_THREADS') or str(threads)
     os.environ.update(environment)
     title = (
         f'safe-pruner demo: {arguments.method} at {arguments.retention:g}, '
@@ -311,6 +315,7 @@ def _report(
         commit=git_commit(),
         machine=machine(),
         ros_domain_id=int(environment['ROS_DOMAIN_ID']),
+        omp_num_threads=environment['OMP_NUM_THREADS'],
     )
     screen.say(f'results are in {out}')
 
