@@ -144,6 +144,10 @@ def start(context: LaunchContext) -> list[Action]:
         for name in PROFILE_VARIABLES
         if name not in os.environ
     ]
+    if 'OMP_NUM_THREADS' not in os.environ:
+        # As `safe-pruner demo` does: rendering, DDS and torch on all cores slow each other down.
+        threads = max(1, (os.cpu_count() or 1) // 4)
+        actions.append(SetEnvironmentVariable('OMP_NUM_THREADS', str(threads)))
     node = LifecycleNode(
         package=PACKAGE,
         executable='safe_pruner_node',

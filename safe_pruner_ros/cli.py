@@ -118,7 +118,9 @@ def _read_policy_file(arguments: argparse.Namespace) -> tuple[Any, dict[str, dic
     policy = replace(config.policy, **{name: text for name, text in changes.items() if text})
     accepted = import_module('safe_pruner_ros.core.catalog').accepted_settings
     method = config.pruner.method
-    return policy, {method: config.pruner.settings(accepted(method))}
+    settings = config.pruner.settings(accepted(method))
+    settings.pop('retention_ratio', None)  # the command line's
+    return policy, {method: settings}
 
 
 # ---- demo

@@ -134,6 +134,7 @@ def _write_summary(
         'summary.json',
         {
             'config': folder.config,
+            'checkpoint': plan.checkpoint or 'shipped',
             'commit': commit,
             'commits_of_episodes': sorted({str(e.get('commit')) for e in folder.episodes}),
             'seed_first': min(seeds),

@@ -79,8 +79,8 @@ class EvaluationPlan:
         return {
             'task': self.task,
             'policy': self.policy,
-            'checkpoint': self.checkpoint or 'shipped',
-            'checkpoint_sha256': file_sha256(checkpoint) if checkpoint.is_file() else '',
+            # Its content, not its place; a folder of many files goes by its name.
+            'checkpoint': file_sha256(checkpoint) if checkpoint.is_file() else self.checkpoint,
             'device': self.device,
             'split': self.split,
             'each_object': self.asked_objects != (None,),

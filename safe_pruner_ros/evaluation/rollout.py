@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from safe_pruner_ros.evaluation.macs import MacsOfStep
 from safe_pruner_ros.policies.policy import Policy, PolicyOutput, PruningTrace
@@ -206,7 +207,9 @@ class _Robot:
         """Until the next policy step is due, or success; judged once a waypoint."""
         for tick in range(self._ticks):
             if tick == self._latency_ticks:
-                due = chunk.start_ns + chunk.period_ns * np.arange(1, len(rows) + 1)
+                due = chunk.start_ns + chunk.period_ns * np.arange(
+                    1, len(rows) + 1, dtype=np.int64
+                )
                 self._path.replace(rows, due, self._env.time_ns)
             self._env.step(self._path.at(self._env.time_ns + self._tick_ns))
             if (tick + 1) % self._period_ticks == 0:
@@ -222,7 +225,7 @@ class _Path:
         self._times = np.array([now_ns], dtype=np.int64)
         self._points = position[None]
 
-    def replace(self, rows: FloatArray, due_ns: FloatArray, now_ns: int) -> None:
+    def replace(self, rows: FloatArray, due_ns: npt.NDArray[np.int64], now_ns: int) -> None:
         """Go on from where the path is now to the rows that are not yet due."""
         ahead = due_ns > now_ns
         self._points = np.concatenate([self.at(now_ns)[None], rows[ahead]])

@@ -44,7 +44,10 @@ class EmbeddedPolicy:
         settings: Mapping[str, Any] | None = None,
         device: str = 'cpu',
     ) -> None:
-        """``method`` and ``settings`` as `core.catalog.build_pruner` takes them."""
+        """``method`` and ``settings`` as `core.catalog.build_pruner` takes them; ``device``
+        'auto' takes a GPU where there is one."""
+        if device == 'auto':
+            device = 'cuda' if torch.cuda.is_available() else 'cpu'
         self._model = model.to(device).eval().requires_grad_(False)
         self._device, self._step = torch.device(device), 0
         self._method, self._settings = method, dict(settings or {})

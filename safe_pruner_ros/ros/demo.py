@@ -222,14 +222,15 @@ class _Demo:
         self._screen.begin(episode, total)
         self._trigger('/safe_pruner/resume')
         try:
-            self._watch(episode)
+            self._watch(episode, left=total - number + 1)
         finally:
             recorder.end()
             self._screen.end(episode)
 
-    def _watch(self, episode: EpisodeRecord) -> None:
+    def _watch(self, episode: EpisodeRecord, left: int) -> None:
         recorder, drawn_s = self._recorder, 0.0
-        limit_s = min(time.monotonic() + 3 * EPISODE_LIMIT_S, self._deadline_s)
+        fair_share_s = (self._deadline_s - time.monotonic()) / left
+        limit_s = time.monotonic() + min(2 * EPISODE_LIMIT_S / self._rates[0], fair_share_s)
         until_s = math.inf
         while recorder.time_s < min(EPISODE_LIMIT_S, until_s) and time.monotonic() < limit_s:
             self._step()

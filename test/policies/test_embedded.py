@@ -150,6 +150,11 @@ def test_missing_view_and_wrong_joint_count_are_named() -> None:
         policy().predict(Observation(seen.images, short, seen.instruction, 7))
 
 
+def test_device_auto_finds_one() -> None:
+    tested = EmbeddedPolicy(model(), 'unpruned', device='auto')
+    assert np.isfinite(tested.predict(observation()).chunk.positions).all()
+
+
 def test_images_of_another_size_are_resized() -> None:
     output = policy().predict(observation(size=480))
     assert np.isfinite(output.chunk.positions).all()
