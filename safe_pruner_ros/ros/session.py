@@ -23,6 +23,7 @@ from safe_pruner_ros.ros.inputs import Inputs
 from safe_pruner_ros.ros.lifecycle import TransitionRefused
 from safe_pruner_ros.ros.publishers import CommandPublishers, StepPublishers
 from safe_pruner_ros.ros.resources import fastdds_profile
+from safe_pruner_ros.runtime.codes import Code
 from safe_pruner_ros.runtime.config import Config, check_policy_fits
 from safe_pruner_ros.runtime.control_loop import ControlLoop
 from safe_pruner_ros.runtime.step_report import StepReport
@@ -218,6 +219,10 @@ class Session:
             self._log_error(report)
 
     def _log_error(self, report: StepReport) -> None:
+        assert report.error is not None
+        if report.error.code is Code.RESULT_DISCARDED:  # expected at every new instruction
+            self._node.get_logger().info(f'policy step {report.step}: {report.error}')
+            return
         now_s = time.monotonic()
         if now_s - self._error_logged_s < ERROR_LOG_PERIOD_S:
             return

@@ -142,6 +142,22 @@ class DualArmEnv:
         self._data.qvel[speed : speed + 6] = 0.0
         self._refresh()
 
+    def place_arms(self, positions: FloatArray) -> None:
+        """Put the arms somewhere [16], at rest, through whatever is in the way: for pictures."""
+        self._command = self._clipped(positions)
+        self._data.qpos[self._qpos] = self._command * self._scale
+        for side in robot.SIDES:  # the second finger follows the first
+            second = self._model.joint(robot.gripper_joint_name(side).replace('_L1', '_R1'))
+            first = self._model.joint(robot.gripper_joint_name(side))
+            self._data.qpos[second.qposadr[0]] = self._data.qpos[first.qposadr[0]]
+        self._data.qvel[:] = 0.0
+        self._refresh()
+
+    def hand_positions(self) -> FloatArray:
+        """Where the hands' tool centre points are [2, 3], m, world frame."""
+        hands: FloatArray = self._data.site_xpos[self._sites].copy()
+        return hands
+
     def save_state(self) -> EnvState:
         """Everything physical about this moment; the scene of the seed is not in it."""
         physics = np.empty(mujoco.mj_stateSize(self._model, _STATE))

@@ -36,7 +36,8 @@ POSTURE_LEFT = (0.3, -0.35, -0.5, 1.2, 0.0, 0.0, 0.2)
 SIGNS = np.array([1, 1, -1, 1, 1, 1, 1])  # left -> right joint values
 
 
-def _hand_rotation() -> FloatArray:
+def hand_rotation() -> FloatArray:
+    """Rotation [3, 3] of a hand that grasps from above."""
     cos, sin = np.cos(TILT_RAD), np.sin(TILT_RAD)
     return np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
 
@@ -70,7 +71,7 @@ class ScriptedExpert:
         self._postures = (posture, posture * SIGNS)
         home = home_positions()
         self._homes = (home[:7], home[8:15])
-        self._rotation = _hand_rotation()
+        self._rotation = hand_rotation()
 
     def chunk(self, target_index: int, chunk_size: int = 8, period_s: float = 0.1) -> FloatArray:
         """Absolute joint targets [chunk_size, 16] in layout order, row k due at (k+1) periods."""

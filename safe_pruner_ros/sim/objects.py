@@ -56,13 +56,15 @@ class SceneObject:
 
 
 def sample_size(shape: Shape, rng: np.random.Generator) -> tuple[float, float]:
-    """(radius_m, half_height_m), 3.2 to 4.8 cm across."""
+    """(radius_m, half_height_m): blocks lie flat, cylinders stand like cans, 3 to 4.8 cm across.
+
+    From above, 12 to 25 pixels wide, a cube and a can of its height look alike.
+    """
     if shape == 'block':
-        radius = rng.uniform(0.016, 0.022)
-        return radius, radius * rng.uniform(0.95, 1.15)
+        return rng.uniform(0.018, 0.024), rng.uniform(0.012, 0.016)
     if shape == 'cylinder':
-        return rng.uniform(0.016, 0.022), rng.uniform(0.018, 0.026)
-    radius = rng.uniform(0.017, 0.024)
+        return rng.uniform(0.015, 0.019), rng.uniform(0.027, 0.033)
+    radius = rng.uniform(0.018, 0.024)
     return radius, radius
 
 

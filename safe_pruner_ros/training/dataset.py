@@ -23,6 +23,7 @@ BATCH_KEYS = (
     'visual', 'proprioception', 'words', 'chunk', 'shows_object', 'shows_named', 'position',
 )  # fmt: skip
 MIN_SHOWN = 5  # of 255: a patch with less of an object does not show it
+INSTRUCTED_SHARE = 0.5  # of the samples ask for the object that the episode is about
 LABELS = ('label_frame', 'label_object', 'label_chunk')
 
 
@@ -48,8 +49,13 @@ def save_shard(
     temporary.rename(path)
 
 
+def _frame_rows(number: int, shard: dict[str, np.ndarray]) -> npt.NDArray[np.int64]:
+    frames, first, count = np.unique(shard['label_frame'], return_index=True, return_counts=True)
+    return np.stack([np.full(len(frames), number), frames, first, count], axis=1)
+
+
 class DemonstrationSet:
-    """All shards below ``folder``; a sample is one (frame, label) pair with a random template."""
+    """All shards below ``folder``; a sample: a frame, one of its labels and a random template."""
 
     def __init__(self, folder: Path, config: EmbeddedConfig, templates: Sequence[str]) -> None:
         shards = sorted(
@@ -61,8 +67,8 @@ class DemonstrationSet:
             {name: np.load(shard / f'{name}.npy', mmap_mode='r') for name in ARRAYS + LABELS}
             for shard in shards
         ]
-        rows = np.array([(s, row) for s, shard in enumerate(self._shards)
-                         for row in range(len(shard['label_frame']))])  # fmt: skip
+        # (shard, frame, row of its first label, number of labels), the instructed object's first
+        rows = np.concatenate([_frame_rows(s, shard) for s, shard in enumerate(self._shards)])
         corrected = np.array([path.name.startswith('policy') for path in shards])[rows[:, 0]]
         self._demonstrated, self._corrected = rows[~corrected], rows[corrected]
         self._config, self._templates = config, tuple(templates)
@@ -123,9 +129,11 @@ class DemonstrationSet:
                 'position',
             )
         }
-        for shard_number, row in picks:
+        for shard_number, frame, first, count in picks:
             shard = self._shards[shard_number]
-            frame, item = int(shard['label_frame'][row]), int(shard['label_object'][row])
+            other = count > 1 and rng.random() >= INSTRUCTED_SHARE
+            row = first + (int(rng.integers(1, count)) if other else 0)
+            item = int(shard['label_object'][row])
             template = self._templates[int(rng.integers(len(self._templates)))]
             rows['visual'].append(shard['tokens'][frame].astype(np.float32))
             rows['proprioception'].append(shard['proprioception'][frame])

@@ -1,7 +1,7 @@
 """Episodes of the scripted expert, or of a policy that the expert corrects (DAgger).
 
 Every recorded frame carries the expert's chunk for the instructed object and, while nothing is
-held, for one other object of the scene: the same picture with another instruction. Without such
+held, for every other object of the scene: the same picture with another instruction. Without such
 counterfactual labels the network reads the target off the arm's pose and ignores the instruction.
 """
 
@@ -39,22 +39,21 @@ class Frame:
     coverage: npt.NDArray[np.uint8]
     kinds: tuple[str, ...]  # 'red block', ... of objects 0..n-1
     object_positions: npt.NDArray[np.float32]  # [n_objects, 3] m
-    labels: tuple[Label, ...]
+    labels: tuple[Label, ...]  # the instructed object's first
 
 
 def record_frame(
     env: DualArmEnv,
     expert: ScriptedExpert,
     chunk: FloatArray,
-    rng: np.random.Generator,
     grid: int = 8,
 ) -> Frame:
     """The present moment with ``chunk``, the expert's label for the instructed object."""
     n_objects, target = len(env.objects), env.target_index
     labels = [Label(target, chunk.astype(np.float32))]
     if expert.phase(target) in FREE_PHASES:
-        other = int(rng.choice([i for i in range(n_objects) if i != target]))
-        labels.append(Label(other, expert.chunk(other).astype(np.float32)))
+        others = (i for i in range(n_objects) if i != target)
+        labels += [Label(i, expert.chunk(i).astype(np.float32)) for i in others]
     coverage = [
         patch_labels(env.segmentation(view), n_objects, grid).coverage[:, :n_objects]
         for view in env.views
@@ -76,7 +75,6 @@ def expert_episode(env: DualArmEnv, seed: int, noise_rad: float, stride: int) ->
 
     A second of the retreat after success is recorded too: the arm must leave the tray alone.
     """
-    rng = np.random.default_rng((seed, 1))
     expert = ScriptedExpert(env)
     frames: list[Frame] = []
     run_expert(
@@ -86,7 +84,7 @@ def expert_episode(env: DualArmEnv, seed: int, noise_rad: float, stride: int) ->
         execution_horizon=stride,
         extra_steps=10,
         expert=expert,
-        on_policy_step=lambda env, chunk: frames.append(record_frame(env, expert, chunk, rng)),
+        on_policy_step=lambda env, chunk: frames.append(record_frame(env, expert, chunk)),
     )
     return frames
 
@@ -97,12 +95,11 @@ def policy_episode(
     """An episode that the policy ``act`` drives, labelled by the expert (DAgger,
     arXiv 1011.0686): one frame wherever the policy decides. ``act`` returns a chunk [8, 16], of
     which ``horizon`` waypoints are executed."""
-    rng = np.random.default_rng((seed, 2))
     env.reset(seed)
     expert = ScriptedExpert(env)
     command = env.state().positions
     for _ in range(0, max_steps, horizon):
-        yield record_frame(env, expert, expert.chunk(env.target_index), rng)
+        yield record_frame(env, expert, expert.chunk(env.target_index))
         for waypoint in act(env)[:horizon]:
             execute(env, command, waypoint)
             command = waypoint

@@ -119,12 +119,13 @@ def train_stage(
     config: EmbeddedConfig,
     templates: tuple[str, ...],
     run: Path,
+    device: str = 'cpu',
 ) -> None:
     """Train stage ``stage_number`` to its end, resuming from ``run``/learner.pt."""
     data = DemonstrationSet(run / 'demonstrations', config, templates)
-    statistics = {k: torch.from_numpy(v) for k, v in torch_load_statistics(run).items()}
+    statistics = {k: torch.from_numpy(v).to(device) for k, v in torch_load_statistics(run).items()}
     stage = recipe.stages[stage_number]
-    learner, step = load_learner(recipe, stage_number, config, statistics, run)
+    learner, step = load_learner(recipe, stage_number, config, statistics, run, device)
     # Fusing the element-wise work makes the shallow stage 1.8 times as fast on a CPU.
     measure = torch.compile(losses) if recipe.compile else losses
     rng = np.random.default_rng((recipe.seed, stage_number, step, rank))
@@ -137,7 +138,8 @@ def train_stage(
             f'decoder, {stage.n_layers} layers', total=stage.steps, completed=step
         )
         while step < stage.steps:
-            terms = measure(learner, data.batch(rng, size, recipe.correction_share), statistics)
+            batch = data.batch(rng, size, recipe.correction_share)
+            terms = measure(learner, {k: v.to(device) for k, v in batch.items()}, statistics)
             total = (
                 terms['action']
                 + recipe.grounding_weight * terms['grounding']
@@ -206,22 +208,23 @@ def load_learner(
     config: EmbeddedConfig,
     statistics: dict[str, torch.Tensor],
     run: Path,
+    device: str,
 ) -> tuple[Learner, int]:
     """The learner and the step it has reached in ``stage_number`` (0 when the stage is new)."""
     torch.manual_seed(recipe.seed)
     stage = recipe.stages[stage_number]
     path = run / 'learner.pt'
-    heads = AuxiliaryHeads(config.width)
+    heads = AuxiliaryHeads(config.width).to(device)
     if not path.exists():
-        model = EmbeddedVLA(config, stage.n_layers)
-        tower = torch.load(run / 'vision' / 'tower.pt', weights_only=True)['tower']
-        model.vision.load_state_dict(tower)
+        model = EmbeddedVLA(config, stage.n_layers).to(device)
+        tower = torch.load(run / 'vision' / 'tower.pt', weights_only=True)
+        model.vision.load_state_dict(tower['tower'])
         for name in ('proprioception_mean', 'proprioception_std', 'delta_scale'):
             getattr(model, name).copy_(statistics[name])
         return new_learner(model, heads, stage), 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location=device)
     heads.load_state_dict(state['heads'])
-    model = EmbeddedVLA(config, recipe.stages[state['stage']].n_layers)
+    model = EmbeddedVLA(config, recipe.stages[state['stage']].n_layers).to(device)
     if state['stage'] == stage_number:
         model.load_state_dict(state['model'])
         learner = new_learner(model, heads, stage)
@@ -229,4 +232,4 @@ def load_learner(
         learner.optimizers.load_state_dict(state['optimizers'])
         return learner, int(state['step'])
     model.load_state_dict(state['average'])
-    return new_learner(grow(model, stage.n_layers), heads, stage), 0
+    return new_learner(grow(model, stage.n_layers).to(device), heads, stage), 0

@@ -61,3 +61,13 @@ def average_gradients(module: torch.nn.Module, processes: int) -> None:
     for gradient in gradients:
         gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
         start += gradient.numel()
+
+
+def average_buffers(module: torch.nn.Module, processes: int) -> None:
+    """Running statistics of all processes -> their mean."""
+    if processes == 1:
+        return
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer /= processes

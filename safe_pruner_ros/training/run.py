@@ -23,6 +23,7 @@ from safe_pruner_ros.sim.tasks.pick_place import TEMPLATES
 from safe_pruner_ros.training import collect, imitation
 from safe_pruner_ros.training.dataset import DemonstrationSet
 from safe_pruner_ros.training.parallel import launch
+from safe_pruner_ros.training.pictures import collect_pictures
 from safe_pruner_ros.training.recipe import TRAINING_SEEDS, TrainingRecipe, smoke_recipe
 from safe_pruner_ros.training.vision_pretraining import train_vision_tower
 
@@ -38,26 +39,31 @@ def policy_config(task: str) -> EmbeddedConfig:
     return EmbeddedConfig(tuple(views), layout.names, grippers, (PAD_WORD, *sorted(words)))
 
 
-def train(recipe: TrainingRecipe, run: Path, processes: int) -> Path:
-    """Run or resume the schedule; returns the path of the exported weights."""
+def train(recipe: TrainingRecipe, run: Path, processes: int, device: str = 'cpu') -> Path:
+    """Run or resume the schedule; returns the path of the exported weights.
+
+    Simulation always uses ``processes`` worker processes. On the CPU the networks are trained by
+    as many, on another ``device`` by one.
+    """
+    workers = processes if device == 'cpu' else 1
     began = time.monotonic()
     run.mkdir(parents=True, exist_ok=True)
     _check_same_recipe(recipe, run)
     config = policy_config(recipe.task)
     seeds = list(TRAINING_SEEDS)
-    first = recipe.seed * 20_000  # other training seeds see other scenes
-    pictures = seeds[first : first + recipe.vision_episodes]
-    first += 5_000
-    demonstrations = seeds[first : first + recipe.demonstration_episodes]
-    first += 5_000
+    first = recipe.seed * 40_000  # other training seeds see other scenes
 
-    begin = recipe.seed * 20_000 + 12_000
-    scenes = seeds[begin : begin + recipe.vision_scenes]
+    def take(start: int, count: int) -> list[int]:
+        return seeds[first + start : first + start + count]
+
+    pictures = take(0, recipe.vision_episodes)
+    demonstrations = take(5_000, recipe.demonstration_episodes)
+    posed = take(12_000, recipe.vision_scenes)
 
     vision = run / 'vision'
-    collect.collect_pictures(recipe, pictures, scenes, KINDS, config.grid, vision, processes)
+    collect_pictures(recipe, pictures, posed, KINDS, config.grid, vision, processes)
     _say(began, 'pictures are there')
-    train_vision_tower(recipe, vision, config.vision_width, processes)
+    train_vision_tower(recipe, vision, config.vision_width, workers, device)
     _say(began, 'vision tower is trained')
     collect.collect_demonstrations(recipe, demonstrations, run, config.vision_width, processes)
     data = DemonstrationSet(run / 'demonstrations', config, TEMPLATES)
@@ -69,13 +75,14 @@ def train(recipe: TrainingRecipe, run: Path, processes: int) -> Path:
         record = run / f'corrections_{number}.json'
         if number in recipe.dagger_before_stages and not record.exists():
             model = trained_model(run, config, recipe)
-            begin = first + recipe.dagger_episodes * recipe.dagger_before_stages.index(number)
-            scenes = seeds[begin : begin + recipe.dagger_episodes]
+            round_number = recipe.dagger_before_stages.index(number)
+            begin = 10_000 + recipe.dagger_episodes * round_number
+            scenes = take(begin, recipe.dagger_episodes)
             rate = collect.collect_corrections(recipe, scenes, model, run, processes)
             record.write_text(json.dumps({'success_rate': rate}))
             _say(began, f'policy solved {rate:.0%} of the scenes it was corrected in')
         if _progress(run) < (number, stage.steps):
-            launch(imitation.train_stage, processes, recipe, number, config, TEMPLATES, run)
+            launch(imitation.train_stage, workers, recipe, number, config, TEMPLATES, run, device)
         _say(began, f'decoder stage {number} ({stage.n_layers} layers) is trained')
 
     target = run / 'embedded.safetensors'
@@ -87,7 +94,7 @@ def train(recipe: TrainingRecipe, run: Path, processes: int) -> Path:
 
 def trained_model(run: Path, config: EmbeddedConfig, recipe: TrainingRecipe) -> EmbeddedVLA:
     """The running average of the weights in ``run``."""
-    state = torch.load(run / 'learner.pt', weights_only=True)
+    state = torch.load(run / 'learner.pt', weights_only=True, map_location='cpu')
     model = EmbeddedVLA(config, recipe.stages[state['stage']].n_layers)
     model.load_state_dict(state['average'])
     return model.eval()
@@ -97,7 +104,7 @@ def _progress(run: Path) -> tuple[int, int]:
     path = run / 'learner.pt'
     if not path.exists():
         return (-1, 0)
-    state = torch.load(path, weights_only=True, mmap=True)
+    state = torch.load(path, weights_only=True, mmap=True, map_location='cpu')
     return int(state['stage']), int(state['step'])
 
 
@@ -120,12 +127,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', type=Path, default=Path('runs/embedded'), help='run folder')
     parser.add_argument('--processes', type=int, default=2, help='one a core is best')
     parser.add_argument('--seed', type=int, default=0, help='scenes, initial weights and order')
+    parser.add_argument('--device', default='cpu', help='where the networks learn: cpu or cuda')
     parser.add_argument('--smoke', action='store_true', help='minutes long, learns nothing')
 
 
 def main(args: argparse.Namespace) -> int:
     recipe = smoke_recipe() if args.smoke else TrainingRecipe(seed=args.seed)
-    train(recipe, args.out, args.processes)
+    if args.device != 'cpu' and not torch.cuda.is_available():
+        raise ValueError(f'--device {args.device}: this torch sees no GPU; use --device cpu')
+    train(recipe, args.out, args.processes, args.device)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from safe_pruner_ros.policies.embedded_model import EmbeddedConfig, EmbeddedVLA
+from safe_pruner_ros.policies.vision_tower import VisionTower
+from safe_pruner_ros.ros.demo import DEMO_SEEDS
 from safe_pruner_ros.training import recipe
 from safe_pruner_ros.training.dataset import DemonstrationSet, save_shard
 from safe_pruner_ros.training.demonstrations import Frame, Label
@@ -22,6 +25,7 @@ from safe_pruner_ros.training.imitation import (
 )
 from safe_pruner_ros.training.labels import patch_labels
 from safe_pruner_ros.training.optimizer import orthogonalise
+from safe_pruner_ros.training.vision_pretraining import PictureSet
 
 CONFIG = EmbeddedConfig(
     ('head', 'left_wrist', 'right_wrist'),
@@ -37,9 +41,12 @@ CONFIG = EmbeddedConfig(
 
 
 def test_no_scene_serves_two_purposes() -> None:
-    ranges = (recipe.TRAINING_SEEDS, recipe.VALIDATION_SEEDS, recipe.TEST_SEEDS)
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        assert not set(ranges[a]) & set(ranges[b])
+    ranges = (
+        recipe.TRAINING_SEEDS, recipe.VALIDATION_SEEDS, recipe.DEMO_SEEDS, recipe.TEST_SEEDS,
+    )  # fmt: skip
+    for a, b in itertools.pairwise(ranges):
+        assert a.stop <= b.start
+    assert set(DEMO_SEEDS) < set(recipe.DEMO_SEEDS)
 
 
 @pytest.mark.parametrize('depth', [5, 8, 12])
@@ -120,10 +127,10 @@ def test_a_sample_holds_the_label_of_the_object_it_names(tmp_path: Path) -> None
     tokens = [np.zeros((192, 16), np.float16)] * 3
     save_shard(tmp_path / 'shard', _frames(), tokens, {'source': 'test'})
     data = DemonstrationSet(tmp_path, CONFIG, ('take {object}',))
-    assert len(data) == 6
+    assert len(data) == 3, 'frames'
     batch = data.batch(np.random.default_rng(0), 64)
     red = batch['words'][:, 1] == CONFIG.vocabulary.index('red')
-    assert 0 < red.sum() < 64
+    assert 16 < red.sum() < 48, 'each frame asks for its instructed object half the time'
     assert (batch['chunk'][red] < 10).all() and (batch['chunk'][~red] >= 10).all()
     number = batch['proprioception'][:, 0].long()
     row = torch.where(red, number, number + 5)
@@ -144,3 +151,54 @@ def test_losses_reach_every_trained_weight_and_no_tower_weight(tmp_path: Path) -
     ]
     assert silent == []
     assert all(p.grad is None for p in learner.model.vision.parameters())
+
+
+def _picture_shard(folder: Path, seed: int) -> None:
+    """Pictures whose red level says the patch, so that a window shows where it was cut."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    level = np.arange(64, dtype=np.uint8).reshape(8, 8).repeat(32, axis=0).repeat(32, axis=1)
+    images = np.zeros((4, 256, 256, 3), np.uint8)
+    images[..., 0] = level
+    coverage = np.zeros((4, 64, 5), np.uint8)
+    for row, patch in enumerate(rng.permutation(64)[:4]):
+        coverage[row, patch, row % 3] = 100
+    offset = np.zeros((4, 64, 4, 2), np.float16)
+    offset[..., 0], offset[..., 1] = 0.25, 0.5
+    for name, array in (('images', images), ('coverage', coverage), ('offset', offset)):
+        np.save(folder / f'{name}.npy', array)
+
+
+@pytest.mark.parametrize('window', [3, 8])
+def test_windows_show_their_object_and_flip_with_their_labels(tmp_path: Path, window: int) -> None:
+    for number in range(2):
+        _picture_shard(tmp_path / f'scene_{number}', number)
+    data = PictureSet([tmp_path / 'scene_0', tmp_path / 'scene_1'])
+    batch = data.batch(np.random.default_rng(0), 64, window)
+    assert batch.images.shape == (64, 3, 32 * window, 32 * window)
+    assert batch.coverage.shape == (64, window**2, 5)
+    assert (batch.coverage[..., :3].amax((1, 2)) > 0.3).all(), 'every window shows an object'
+    corners = (batch.images[:, 0, ::32, ::32] * 255).round().long()
+    flipped = corners[:, 0, 0] > corners[:, 0, 1]
+    assert flipped.any() and not flipped.all()
+    side = torch.where(flipped, -0.5, 0.5)
+    assert (batch.offset[..., 0] == 0.25).all()
+    assert (batch.offset[..., 1] == side[:, None, None]).all()
+    # The patch under a label is the patch the label was made for.
+    shown = batch.coverage[..., :3].amax(-1) > 0.3
+    original = np.concatenate(
+        [np.argmax(np.load(tmp_path / f'scene_{n}' / 'coverage.npy').max(-1), 1) for n in (0, 1)]
+    )
+    assert set(corners.flatten(1)[shown].tolist()) <= set(original.tolist())
+
+
+def test_the_tower_makes_one_token_a_patch_that_sees_its_neighbours() -> None:
+    torch.manual_seed(0)
+    tower = VisionTower(16).eval()
+    images = torch.rand(2, 3, 256, 256)
+    tokens = tower(images)
+    assert tokens.shape == (2, 64, 16)
+    changed = images.clone()
+    changed[0, :, 0:32, 0:32] = 0
+    difference = (tower(changed) - tokens).abs().amax(-1)
+    assert difference[0, 0] > 0 and difference[0, 1] > 0 and difference[1].max() == 0
