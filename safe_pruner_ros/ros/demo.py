@@ -178,6 +178,8 @@ class _Demo:
             recorder.sim = {}
             self._start_simulator()
             self._spin(lambda: bool(recorder.sim), START_LIMIT_S, 'the simulator did not come up')
+            # Its clock begins anew: what the node remembers is of another time.
+            self._trigger('/safe_pruner/reset')
         self._record.rate_factor = self._rates[0]
 
     def _start_simulator(self) -> None:
