@@ -6,11 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from safe_pruner_ros.core.baselines.divprune import DivPrune, DivPruneConfig
 from safe_pruner_ros.core.baselines.fastv import FastV, FastVConfig
 from safe_pruner_ros.core.baselines.random_pruner import RandomPruner, RandomPrunerConfig
+from safe_pruner_ros.core.baselines.sparsevlm import SparseVLM
+from safe_pruner_ros.core.baselines.specprune_vla import SpecPrune, SpecPruneConfig
 from safe_pruner_ros.core.baselines.unpruned import Unpruned, UnprunedConfig
+from safe_pruner_ros.core.baselines.vla_pruner import VLAPruner, VLAPrunerConfig
 from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.core.safe_pruner import SafePruner, SafePrunerConfig
+from safe_pruner_ros.core.score_pruner import ScorePrunerConfig
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,10 @@ _CATALOG = {
     'unpruned': _Entry(Unpruned, UnprunedConfig),
     'random': _Entry(RandomPruner, RandomPrunerConfig),
     'fastv': _Entry(FastV, FastVConfig),
+    'sparsevlm': _Entry(SparseVLM, ScorePrunerConfig),
+    'divprune': _Entry(DivPrune, DivPruneConfig),
+    'vla_pruner': _Entry(VLAPruner, VLAPrunerConfig),
+    'specprune_vla': _Entry(SpecPrune, SpecPruneConfig),
     'safe_pruner': _Entry(SafePruner, SafePrunerConfig),
 }
 

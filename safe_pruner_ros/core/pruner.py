@@ -6,7 +6,8 @@ One policy step, as `policies/pruned_decoder.py` drives it:
    ``shallow_requests`` is measured there;
 2. ``plan(context)`` answers: run the rest in full (a key timestep), or keep these tokens;
 3. when the step runs in full, the saliency of ``deep_requests`` is measured too; they may name
-   any layer, also one below ``pruning_layer``, and cost nothing on pruned steps;
+   any layer, also one below ``pruning_layer``, and cost nothing on pruned steps, except those
+   marked ``on_pruned_steps``: they are measured then too, on the tokens that are left;
 4. ``observe(context, plan, attention)`` hands the measurements back.
 
 ``plan`` changes no state, only ``observe`` does: a step that fails between the two never was.
@@ -31,6 +32,7 @@ class KeyframeReason(Enum):
     """Why a policy step ran unpruned and became a keyframe (if in doubt: ran unpruned only)."""
 
     FIRST_STEP = 'first step'
+    WARM_UP = 'warm-up'
     SUBTASK_BOUNDARY = 'subtask boundary'
     INSTRUCTION_CHANGED = 'instruction changed'
     LAYOUT_CHANGED = 'layout changed'
@@ -43,13 +45,20 @@ class KeyframeReason(Enum):
 @dataclass(frozen=True)
 class SaliencyRequest:
     """Saliency of the visual tokens at the attention of 0-based decoder ``layer``, averaged over
-    heads and over the query rows of ``queries`` (SAFE-Pruner Eq. 1 and 2)."""
+    heads and over the query rows of ``queries`` (SAFE-Pruner Eq. 1 and 2).
+
+    ``per_query`` averages over heads only: [rows, V], one row per query token.
+    ``on_pruned_steps`` (of ``deep_requests``): measure on pruned steps too; a token that has left
+    reads 0. It says when, not what: requests that differ in it alone are the same request.
+    """
 
     layer: int
     queries: QueryGroup
+    per_query: bool = False
+    on_pruned_steps: bool = field(default=False, compare=False)
 
 
-Saliency = Mapping[SaliencyRequest, Float[torch.Tensor, ' V']]
+Saliency = Mapping[SaliencyRequest, Float[torch.Tensor, '*rows V']]
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,8 @@ class StepContext:
     ``features`` [V, D]: projector outputs, i.e. visual tokens as they enter the decoder, float32.
     ``shallow``: answers to ``shallow_requests``. ``step`` counts policy steps of the episode.
     ``instruction_key`` changes when the instruction does.
+    ``embeddings`` [S, D'], the whole decoder input, for methods that compare text with image
+    before any layer has run; None where nobody gave it.
     """
 
     features: Float[torch.Tensor, 'V D']
@@ -66,6 +77,7 @@ class StepContext:
     shallow: Saliency
     instruction_key: Hashable
     step: int
+    embeddings: Float[torch.Tensor, 'S E'] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,8 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepAttention:
-    """What was measured in a step: the shallow saliency, and on full steps the deep one too."""
+    """What was measured in a step: the shallow saliency, and on full steps the deep one too (on
+    pruned steps only what was marked ``on_pruned_steps``)."""
 
     saliency: Saliency = field(default_factory=dict)
 

@@ -10,7 +10,12 @@ from safe_pruner_ros.core.correspondence import MatchScope
 from safe_pruner_ros.core.pruner import SaliencyRequest
 from safe_pruner_ros.core.saliency import Norm
 from safe_pruner_ros.core.selection import QuotaScope
-from safe_pruner_ros.core.settings import check_choice, check_range, check_retention_ratio
+from safe_pruner_ros.core.settings import (
+    check_choice,
+    check_range,
+    check_retention_ratio,
+    resolve_layers,
+)
 
 Variant = Literal['paper', 'code']
 
@@ -88,22 +93,12 @@ def requests_of(config: SafePrunerConfig, n_layers: int) -> Requests:
     early = SaliencyRequest(config.pruning_layer - 1, 'action')
     if config.variant == 'paper':
         # The early saliency also tells the shift, and S = {first, final two}.
-        layers = _resolve(config.deep_layers or (0, -2, -1), n_layers)
+        layers = resolve_layers(config.deep_layers, n_layers, (0, -2, -1))
         return Requests(early, early, tuple(SaliencyRequest(k, 'action') for k in layers))
     # The authors look for the shift at layer 0 with the last token as query: in OpenVLA-OFT the
     # action rows enter layer 0 as zeros, attend uniformly and tell no subtask from another.
     # Their layer-0 entry of S is that same row.
     shift = SaliencyRequest(0, 'last')
-    layers = _resolve(config.deep_layers or (0, -1), n_layers)
+    layers = resolve_layers(config.deep_layers, n_layers, (0, -1))
     deep = tuple(shift if k == 0 else SaliencyRequest(k, 'action') for k in layers)
     return Requests(early, shift, deep)
-
-
-def _resolve(layers: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
-    """Negative layers counted from the end; a layer that two names mean counts once."""
-    for layer in layers:
-        if not -n_layers <= layer < n_layers:
-            raise ValueError(
-                f'deep_layers must lie in a decoder of {n_layers} layers, got {layer}'
-            )
-    return tuple(dict.fromkeys(layer % n_layers for layer in layers))

@@ -22,12 +22,14 @@ def attention_saliency(
     visual: slice,
     scaling: float,
     visible: torch.Tensor | None = None,
-) -> Float[torch.Tensor, ' V']:
+    per_query: bool = False,
+) -> Float[torch.Tensor, '*rows V']:
     """How much the R query rows attend to each visual token; higher = keep (Eq. 1 and 2).
 
     ``query`` and ``key`` carry their rotary embedding; H is a multiple of H_kv (grouped queries:
     head h reads key head h // (H / H_kv)). ``visual`` are the key columns of visual tokens.
     ``visible`` bool [R, S], default all, says which keys a row may see (causal models).
+    ``per_query`` keeps the rows apart: [R, V] instead of [V].
     """
     grouped = query.float().reshape(key.shape[0], -1, *query.shape[1:])  # [H_kv, H / H_kv, R, d]
     logits = torch.matmul(grouped, key.float()[:, None].transpose(2, 3)) * scaling
@@ -36,7 +38,7 @@ def attention_saliency(
     # Eq. 1 over ALL keys, then the visual columns: text competes for the attention mass, and
     # that mass weighs the layers against each other in Eq. 4 and 5.
     attention = torch.softmax(logits, dim=-1)[..., visual]
-    return attention.mean(dim=(0, 1, 2))  # Eq. 2
+    return attention.mean(dim=(0, 1)) if per_query else attention.mean(dim=(0, 1, 2))  # Eq. 2
 
 
 def transfer(

@@ -66,19 +66,41 @@ def select_retained(
             f'got {list(saliency.shape)}'
         )
     ranked = saliency.float()
-    if scope == 'joint':
-        index = _top(ranked, n_retained(layout.n_visual, retention_ratio))
-    else:
-        quotas = view_quotas(layout, retention_ratio)
-        index = torch.cat(
-            [
-                _top(ranked[view], quota) + view.start
-                for view, quota in zip(layout.view_slices().values(), quotas, strict=True)
-            ]
-        )
+    index = torch.cat(
+        [
+            _descending(ranked[group])[:quota] + group.start
+            for group, quota in quota_groups(layout, retention_ratio, scope)
+        ]
+    )
     return RetainedTokens(index.sort().values)
 
 
-def _top(saliency: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices of the ``count`` largest values; a stable sort, as torch.topk leaves ties open."""
-    return torch.sort(saliency, descending=True, stable=True).indices[:count]
+def quota_groups(
+    layout: TokenLayout, retention_ratio: float, scope: QuotaScope
+) -> list[tuple[slice, int]]:
+    """(visual indices that compete with each other, how many of them stay)."""
+    if scope == 'joint':
+        everything = slice(0, layout.n_visual)
+        return [(everything, n_retained(layout.n_visual, retention_ratio))]
+    quotas = view_quotas(layout, retention_ratio)
+    return list(zip(layout.view_slices().values(), quotas, strict=True))
+
+
+def ranks(saliency: Float[torch.Tensor, ' V']) -> Int64[torch.Tensor, ' V']:
+    """0 for the most salient token, V - 1 for the least; equal saliency in index order."""
+    order = _descending(saliency)
+    place = torch.arange(len(saliency), device=saliency.device)
+    return torch.empty_like(order).scatter_(0, order, place)
+
+
+def void_unless(
+    usable: torch.Tensor, saliency: Float[torch.Tensor, ' V']
+) -> Float[torch.Tensor, ' V']:
+    """``saliency``, or NaN everywhere when the 0-d bool ``usable`` is False. Ranks and distances
+    hide a NaN of their inputs; this hands it on without a host sync."""
+    return torch.where(usable, saliency, torch.full_like(saliency, float('nan')))
+
+
+def _descending(saliency: torch.Tensor) -> torch.Tensor:
+    """Indices from the largest value down; a stable sort, as torch.topk leaves ties open."""
+    return torch.sort(saliency, descending=True, stable=True).indices

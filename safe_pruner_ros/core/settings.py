@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def check_retention_ratio(ratio: float) -> None:
@@ -32,3 +32,21 @@ def check_pruning_layer(pruning_layer: int, n_layers: int, first: int) -> None:
             f'pruning_layer must be in [{first}, {n_layers - 1}] for a decoder of {n_layers} '
             f'layers, got {pruning_layer}; the input of this 0-based layer is already pruned'
         )
+
+
+def resolve_layers(
+    layers: tuple[int, ...] | None, n_layers: int, default: Iterable[int]
+) -> tuple[int, ...]:
+    """``deep_layers`` as 0-based layers, each once: negative ones counted from the end, None is
+    ``default``. Raises ValueError for a layer outside the decoder or none at all."""
+    chosen = tuple(default if layers is None else layers)
+    if not chosen:
+        raise ValueError(
+            "deep_layers must name at least one layer, got (); use None for the method's own"
+        )
+    for layer in chosen:
+        if not -n_layers <= layer < n_layers:
+            raise ValueError(
+                f'deep_layers must lie in a decoder of {n_layers} layers, got {layer}'
+            )
+    return tuple(dict.fromkeys(layer % n_layers for layer in chosen))

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from jaxtyping import Int64
 
-QueryGroup = Literal['action', 'last', 'text']
+QueryGroup = Literal['action', 'last', 'text', 'prefill']
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,14 @@ class TokenLayout:
         return torch.cat(places)
 
     def query_positions(self, group: QueryGroup) -> slice:
-        """Sequence positions of a query group. Raises ValueError when the group is empty."""
+        """Sequence positions of a query group. Raises ValueError when the group is empty.
+
+        'prefill': everything before the action tokens, visual tokens included.
+        """
         if group == 'last':
             return slice(self.length - 1, self.length)
+        if group == 'prefill':
+            return slice(0, self.action.start if len(self.action) else self.length)
         span = self.action if group == 'action' else self.text
         if not len(span):
             raise ValueError(
@@ -134,3 +139,20 @@ class TokenLayout:
             raise ValueError(f'{span} contains visual tokens; look them up in kept_positions')
         n_pruned = self.n_visual - n_retained if span.start >= self.visual.stop else 0
         return slice(span.start - n_pruned, span.stop - n_pruned)
+
+    def shortened(self, n_retained: int) -> TokenLayout:
+        """Layout of the rows after pruning to ``n_retained`` visual tokens. What is left of the
+        views has no grid any more: it counts as one row of tokens."""
+        n_pruned = self.n_visual - n_retained
+
+        def moved(span: Span) -> Span:
+            rows = self.rows_after_pruning(span, n_retained)
+            return Span(rows.start, rows.stop)
+
+        return TokenLayout(
+            (ViewGrid('retained', 1, n_retained),),
+            Span(self.visual.start, self.visual.stop - n_pruned),
+            moved(self.text),
+            moved(self.action),
+            self.length - n_pruned,
+        )

@@ -109,13 +109,25 @@ def run_pruned(
 
     measured: dict[SaliencyRequest, torch.Tensor] = {}
     shallow_inputs: list[torch.Tensor] = []  # references only, for deep_requests below the cut
+    seen = layout  # where the tokens sit that a layer sees
+    deep_requests = pruner.deep_requests
 
     def measure(requests: Sequence[SaliencyRequest], layer: int, hidden: torch.Tensor) -> None:
         for request in requests:
             if request.layer == layer and request not in measured:
                 measured[request] = measure_saliency(
-                    layers[layer], hidden, *stack.rotary, layout, request.queries, causal=causal
+                    layers[layer],
+                    hidden,
+                    *stack.rotary,
+                    seen,
+                    request.queries,
+                    causal=causal,
+                    per_query=request.per_query,
                 )
+                if seen is not layout:
+                    assert plan.retained is not None
+                    index = plan.retained.visual_index
+                    measured[request] = _at_visual_index(measured[request], index, layout)
 
     hidden = embeddings
     for index in range(pruner.pruning_layer):
@@ -127,22 +139,30 @@ def run_pruned(
 
     with clock.stage('scoring'):
         context = StepContext(
-            features.detach().float(), layout, dict(measured), instruction_key, step
+            features.detach().float(),
+            layout,
+            dict(measured),
+            instruction_key,
+            step,
+            embeddings[0].detach(),
         )
         plan = pruner.plan(context)
+        if plan.retained is not None:
+            deep_requests = tuple(r for r in deep_requests if r.on_pruned_steps)
+        for index, shallow_input in enumerate(shallow_inputs):
+            measure(deep_requests, index, shallow_input)
         if plan.retained is None:
             kept_positions = torch.arange(layout.length, device=hidden.device)
-            for index, shallow_input in enumerate(shallow_inputs):
-                measure(pruner.deep_requests, index, shallow_input)
         else:
             kept_positions = layout.kept_positions(plan.retained.visual_index)
             hidden = hidden.index_select(1, kept_positions)
             stack.keep(kept_positions)
+            seen = layout.shortened(len(plan.retained))
 
     for index in range(pruner.pruning_layer, len(layers)):
-        if plan.retained is None:
+        if any(request.layer == index for request in deep_requests):
             with clock.stage('scoring'):
-                measure(pruner.deep_requests, index, hidden)
+                measure(deep_requests, index, hidden)
         with clock.stage('deep'):
             hidden = stack.run_layer(index, hidden)
     with clock.stage('deep'):
@@ -169,11 +189,13 @@ def measure_saliency(
     queries: QueryGroup,
     *,
     causal: bool,
-) -> Float[torch.Tensor, ' V']:
-    """Saliency at the attention of one unpruned ``layer`` whose input is ``hidden`` (Eq. 1, 2).
+    per_query: bool = False,
+) -> Float[torch.Tensor, '*rows V']:
+    """Saliency at the attention of one ``layer`` whose input is ``hidden`` (Eq. 1, 2).
 
-    Equals the layer's own attention map, averaged, at the cost of the query rows alone: q for
-    those, k for all. The layer's attention kernel stays as it is.
+    ``layout`` is that of ``hidden``: behind the cut, `TokenLayout.shortened`. Equals the layer's
+    own attention map, averaged, at the cost of the query rows alone: q for those, k for all. The
+    layer's attention kernel stays as it is.
     """
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)[0]
@@ -190,7 +212,16 @@ def measure_saliency(
         slice(layout.visual.start, layout.visual.stop),
         attention.scaling,
         visible,
+        per_query,
     )
+
+
+def _at_visual_index(
+    saliency: torch.Tensor, visual_index: torch.Tensor, layout: TokenLayout
+) -> torch.Tensor:
+    """Saliency [..., K] of retained tokens -> [..., V]; the tokens that have left read 0."""
+    everywhere = saliency.new_zeros(*saliency.shape[:-1], layout.n_visual)
+    return everywhere.index_copy(-1, visual_index, saliency)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

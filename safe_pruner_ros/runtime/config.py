@@ -92,7 +92,7 @@ class PrunerConfig:
         1.0, 'weight of the forecast in variant code, where the early saliency has 1', '', 0.0
     )
     deep_layers: tuple[int, ...] = setting(
-        (), 'S: layers whose saliency is forecast, negative from the end; empty: by variant'
+        (), 'S: layers whose saliency is forecast, negative from the end; empty: the published'
     )
     norm: Literal['none', 'l1', 'minmax', 'zscore'] = setting(
         'l1', 'brings the saliency terms to one scale before they are added'
@@ -109,8 +109,23 @@ class PrunerConfig:
     keyframe_interval: int = setting(
         0, 'every so many policy steps a key timestep, without tau; 0: tau decides', '', 0, 100000
     )
-    queries: Literal['last', 'action', 'text'] = setting(
+    queries: Literal['last', 'action', 'text', 'prefill'] = setting(
         'last', 'FastV: tokens whose attention ranks the visual ones'
+    )
+    history_steps: int = setting(
+        3, 'VLA-Pruner: policy steps whose action attention is remembered', '', 1, 1000
+    )
+    history_decay: float = setting(
+        0.8, 'VLA-Pruner: weight of a remembered step relative to the one after it', '', 1e-3, 1.0
+    )
+    warm_up_steps: int = setting(
+        3, 'VLA-Pruner: first policy steps of an episode that run in full', '', 0, 1000
+    )
+    change_threshold: float = setting(
+        0.986, 'SpecPrune-VLA: a token with a cosine below it has changed', '', -1.0, 1.0
+    )
+    lookback_steps: int = setting(
+        1, 'SpecPrune-VLA: policy steps between the images that are compared', '', 1, 1000
     )
     seed: int = setting(0, 'seed of random methods', '', 0, 2**31 - 1)
 

@@ -41,8 +41,12 @@ class FakeDecoder:
         self.saliency = {
             SaliencyRequest(layer, queries): torch.rand(layout.n_visual, generator=generator)
             for layer in range(N_LAYERS)
-            for queries in ('action', 'last', 'text')
+            for queries in ('action', 'last', 'text', 'prefill')
         }
+        for layer in range(N_LAYERS):
+            rows = torch.rand(len(layout.text), layout.n_visual, generator=generator)
+            self.saliency[SaliencyRequest(layer, 'text', per_query=True)] = rows
+        self.embeddings = torch.randn(layout.length, 16, generator=generator)
 
     def context(
         self,
@@ -54,21 +58,30 @@ class FakeDecoder:
         layout: TokenLayout | None = None,
     ) -> StepContext:
         shallow = {**self.saliency, **(saliency or {})}
+        features = self.features if features is None else features
+        embeddings = self.embeddings.clone()
+        embeddings[self.layout.visual.start : self.layout.visual.stop] = features
         return StepContext(
-            self.features if features is None else features,
+            features,
             layout or self.layout,
             {request: shallow[request] for request in self.pruner.shallow_requests},
             instruction_key,
             step,
+            embeddings,
         )
 
     def step(self, step: int, **changes: object) -> StepPlan:
         context = self.context(step, **changes)  # type: ignore[arg-type]
         plan = self.pruner.plan(context)
         measured = dict(context.shallow)
-        if plan.retained is None:
-            given = {**self.saliency, **(changes.get('saliency') or {})}  # type: ignore[dict-item]
-            measured |= {request: given[request] for request in self.pruner.deep_requests}
+        given = {**self.saliency, **(changes.get('saliency') or {})}  # type: ignore[dict-item]
+        for request in self.pruner.deep_requests:
+            if plan.retained is None:
+                measured[request] = given[request]
+            elif request.on_pruned_steps:
+                is_left = torch.zeros(self.layout.n_visual)
+                is_left[plan.retained.visual_index] = 1
+                measured[request] = given[request] * is_left
         self.pruner.observe(context, plan, StepAttention(measured))
         return plan
 

@@ -10,6 +10,7 @@ from safe_pruner_ros.core.catalog import METHODS, accepted_settings, build_prune
 from safe_pruner_ros.core.selection import n_retained
 
 RATIOS = [0.05, 0.1, 0.3, 0.5, 0.9, 1.0]
+WARM = 4  # from this step of an episode on, every method has seen enough to prune
 PRUNING_METHODS = [method for method in METHODS if method != 'unpruned']
 
 
@@ -23,7 +24,7 @@ def build(method, ratio, n_layers, **settings):
 @pytest.mark.parametrize('method', METHODS)
 def test_ascending_unique_and_counted(method, ratio, layout, fake_decoder, n_layers):
     decoder = fake_decoder(build(method, ratio, n_layers), layout)
-    plans = [decoder.step(step) for step in range(4)]
+    plans = [decoder.step(step) for step in range(6)]
     assert decoder.pruner.method == method
     if method == 'unpruned':
         assert all(plan.retained is None for plan in plans)
@@ -66,15 +67,63 @@ def test_planning_changes_nothing(method, layout, fake_decoder, n_layers):
 def test_unusable_saliency_keeps_every_token(method, bad, layout, fake_decoder, n_layers):
     decoder = fake_decoder(build(method, 0.3, n_layers), layout)
     decoder.step(0)
-    request = decoder.pruner.shallow_requests[0]
-    broken = decoder.saliency[request].clone()
-    broken[:] = bad
-    if bad:
-        broken[3:] = 0.5
-    plan = decoder.step(1, saliency={request: broken})
+    for step in range(1, WARM):
+        decoder.step(step)
+    for request in decoder.pruner.shallow_requests:
+        broken = torch.full_like(decoder.saliency[request], bad)
+        if bad:
+            broken[..., 3:] = 0.5
+        plan = decoder.step(WARM, saliency={request: broken})
+        assert plan.retained is None
+        assert 'every token kept' in plan.fallback
+    assert decoder.step(WARM + 1).retained is not None
+
+
+@pytest.mark.parametrize('method', ['divprune', 'vla_pruner', 'specprune_vla', 'safe_pruner'])
+def test_features_that_are_not_finite_keep_every_token(method, layout, fake_decoder, n_layers):
+    decoder = fake_decoder(build(method, 0.3, n_layers), layout)
+    for step in range(WARM):
+        decoder.step(step)
+    broken = decoder.features.clone()
+    broken[7, 2] = float('nan')
+    plan = decoder.step(WARM, features=broken)
     assert plan.retained is None
     assert 'every token kept' in plan.fallback
-    assert decoder.step(2).retained is not None
+    assert decoder.step(WARM + 1).retained is not None
+
+
+@pytest.mark.parametrize('scope', ['joint', 'per_view'])
+@pytest.mark.parametrize('blank', [0.0, 1.0])
+@pytest.mark.parametrize('method', PRUNING_METHODS)
+def test_blank_views_and_equal_saliency_still_give_the_stated_number(
+    method, blank, scope, layout, fake_decoder, n_layers
+):
+    """A covered camera: tokens without features, or all alike, that nobody tells apart."""
+    decoder = fake_decoder(build(method, 0.3, n_layers, quota_scope=scope), layout)
+    decoder.features = torch.full_like(decoder.features, blank)
+    decoder.saliency = {k: torch.full_like(v, 0.02) for k, v in decoder.saliency.items()}
+    for step in range(WARM + 2):
+        plan = decoder.step(step)
+        if plan.retained is not None:
+            index = plan.retained.visual_index
+            assert (index[1:] > index[:-1]).all() and len(index) == 6
+            assert index[0] >= 0 and index[-1] < layout.n_visual
+    assert plan.retained is not None
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_an_episode_starts_from_nothing(method, layout, fake_decoder, n_layers):
+    """After a reset everything repeats itself; random goes on to its next episode by design."""
+    if method == 'random':
+        pytest.skip('draws anew in each episode')
+    decoder = fake_decoder(build(method, 0.3, n_layers), layout)
+    fresh = [retained(decoder.step(step)) for step in range(WARM + 2)]
+    other = fake_decoder(decoder.pruner, layout, seed=9)
+    decoder.pruner.reset()
+    for step in range(WARM + 2):
+        other.step(step)
+    decoder.pruner.reset()
+    assert [retained(decoder.step(step)) for step in range(WARM + 2)] == fresh
 
 
 @pytest.mark.parametrize('method', [m for m in PRUNING_METHODS if m != 'random'])
@@ -84,9 +133,11 @@ def test_permuting_visual_tokens_permutes_the_retained_set(method, layout, fake_
     moved = fake_decoder(build(method, 0.3, n_layers), layout)
     order = torch.randperm(layout.n_visual, generator=torch.Generator().manual_seed(5))
     moved.features = plain.features[order]
-    moved.saliency = {request: value[order] for request, value in plain.saliency.items()}
-    plain.step(0), moved.step(0)
-    kept, kept_after_move = retained(plain.step(1)), retained(moved.step(1))
+    for key, value in plain.saliency.items():
+        moved.saliency[key] = value[..., order]
+    moved.embeddings = plain.embeddings
+    for step in range(WARM + 1):
+        kept, kept_after_move = retained(plain.step(step)), retained(moved.step(step))
     assert sorted(order[kept_after_move].tolist()) == kept
 
 

@@ -138,18 +138,18 @@ def test_causal_equals_the_model_itself(model):
 @pytest.mark.parametrize('method', [m for m in METHODS if m != 'unpruned'])
 def test_leaving_equals_being_masked(model, method, ratio, causal):
     pruner = build(method, ratio)
-    run(model, pruner, 0, causal=causal)
-    got = run(model, pruner, 1, causal=causal)
+    for step in range(4):  # until the methods that begin with full steps prune
+        got = run(model, pruner, step, causal=causal)
     assert got.plan.retained is not None
     kept = set(got.kept_positions.tolist())
     masked = set(range(LAYOUT.length)) - kept
     assert len(masked) == 20 - round(20 * ratio)
-    expected = plain_run(model, embeddings_of(1), causal, pruner.pruning_layer, masked)
+    expected = plain_run(model, embeddings_of(3), causal, pruner.pruning_layer, masked)
     assert torch.allclose(got.hidden, expected[:, got.kept_positions], atol=1e-5)
     for span in (LAYOUT.text, LAYOUT.action):
         rows = expected[0, span.start : span.stop]
         assert torch.allclose(got.rows(span), rows, atol=1e-5)
-    unpruned = run(model, build('unpruned'), 1, causal=causal)
+    unpruned = run(model, build('unpruned'), 3, causal=causal)
     assert (got.rows(LAYOUT.action) - unpruned.rows(LAYOUT.action)).abs().max() > 1e-3
 
 
@@ -187,7 +187,7 @@ def test_any_pruning_layer(model, pruning_layer):
 @pytest.mark.parametrize('causal', [False, True])
 def test_saliency_equals_rows_of_the_eager_attention_map(causal):
     model = llama('eager')
-    groups = ('action', 'last', 'text')
+    groups = ('action', 'last', 'text', 'prefill')
     pruner = build('safe_pruner')
     pruner.shallow_requests = tuple(
         SaliencyRequest(layer, group) for layer in range(3) for group in groups
@@ -198,12 +198,37 @@ def test_saliency_equals_rows_of_the_eager_attention_map(causal):
     got = run(model, pruner, causal=causal, observe=False).attention.saliency
     maps: list[torch.Tensor] = []
     plain_run(model, embeddings_of(), causal, maps=maps)
-    assert len(got) == N_LAYERS * 3
+    assert len(got) == N_LAYERS * 4
     for request, saliency in got.items():
         rows = LAYOUT.query_positions(request.queries)
         expected = maps[request.layer][:, rows, 1:21].mean(dim=(0, 1))
         assert torch.allclose(saliency, expected, atol=1e-6)
         assert saliency.dtype == torch.float32
+
+
+@pytest.mark.parametrize('causal', [False, True])
+def test_saliency_of_pruned_steps_equals_the_map_where_pruned_tokens_are_masked(causal):
+    """Requests marked ``on_pruned_steps``, below the cut and behind it; what has left reads 0."""
+    model, pruner = llama('eager'), build('fastv')
+    requests = [
+        SaliencyRequest(layer, group, per_query, on_pruned_steps=True)
+        for layer in range(N_LAYERS)
+        for group, per_query in (('action', False), ('text', True), ('last', False))
+    ]
+    pruner.deep_requests = (*requests, SaliencyRequest(4, 'prefill'))
+    got = run(model, pruner, causal=causal)
+    masked = set(range(LAYOUT.length)) - set(got.kept_positions.tolist())
+    assert len(masked) == 14
+    maps: list[torch.Tensor] = []
+    plain_run(model, embeddings_of(), causal, 3, masked, maps=maps)
+    measured = got.attention.saliency
+    assert SaliencyRequest(4, 'prefill') not in measured
+    for request in requests:
+        rows = maps[request.layer][:, LAYOUT.query_positions(request.queries), 1:21]
+        expected = rows.mean(dim=0) if request.per_query else rows.mean(dim=(0, 1))
+        assert torch.allclose(measured[request], expected, atol=1e-6)
+    left = [position - 1 for position in masked]
+    assert not measured[SaliencyRequest(4, 'action')][left].any()
 
 
 def test_eager_and_sdpa_measure_and_keep_the_same():

@@ -1,8 +1,11 @@
 """FastV (Chen et al., ECCV 2024): keep what the layer before the pruning layer attends to.
 
 As in its released code (pkunlp-icler/FastV d165972): heads averaged, last token row, visual
-columns, drop on entry to layer K, original position ids. ``queries='action'`` averages the
-action rows instead; on OpenVLA-OFT that is SAFE-Pruner's "w/o forecast" arm.
+columns, drop on entry to layer K, original position ids. Its paper averages over all rows
+instead: ``queries='prefill'``. ``queries='action'`` averages the action rows; on OpenVLA-OFT that
+is SAFE-Pruner's "w/o forecast" arm, where the last row is the end token's.
+Layer: one cut, at layer 3 by default (published: 2 or 3). Retained: the K highest. Kept between
+steps: nothing. Cost: the query rows of one attention map.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ class FastVConfig(ScorePrunerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice('queries', self.queries, ('last', 'action', 'text'))
+        check_choice('queries', self.queries, ('last', 'action', 'text', 'prefill'))
 
 
 class FastV(ScorePruner):

@@ -1,6 +1,8 @@
 """Random pruning: the floor. A method that does not beat it has not looked at the image.
 
 Uniform without replacement, each view with its share of the tokens (`quota_scope='per_view'`).
+Layer, K and positions as for the method it is compared with. Kept between steps: the number of
+the episode. Cost: V random numbers.
 """
 
 from __future__ import annotations

@@ -1,0 +1,113 @@
+"""SpecPrune-VLA (arXiv 2509.05614): what mattered to the last action, what moved, what text asks.
+
+Score: mean over heads and text rows of the attention to a visual token, Score_l(i).
+V_global:  the highest of the last step's deep layers (15 and 32 of 32, averaged).
+V_dynamic: tokens whose cosine with their own place ``lookback_steps`` ago is below
+           ``change_threshold``, most changed first.
+V_local:   the highest of the first two layers, layer by layer.
+Retained: V_global U V_dynamic U V_local, exactly K: a third of K for V_global, at most a third for
+V_dynamic, and V_local grows until K is full. Layer: one cut, after two layers. The first step has
+no last action and runs in full. Kept between steps: features and one vector per step looked back.
+Cost: text rows of two shallow and two deep attention maps on every step; V D for the cosines.
+
+Differs from the paper: it compares camera patches in pixels, a pruner sees projected tokens only,
+so 0.986 does not mean the same. Its lookback of 6 to 11 frames, by arm speed, is about one action
+chunk, so one policy step. Its coarse/fine controller changes K with the motion of one arm's end
+effector and its layer-wise cuts change K with depth: both are off here, so that all methods keep
+the same K. Released code (alexwhz-sjtu/SpecPrune-VLA d3b06ed): the last action's tokens are always
+empty there, and the local ones of its second layer index the shortened list; here both work.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+
+from safe_pruner_ros.core.correspondence import unit_rows
+from safe_pruner_ros.core.pruner import (
+    KeyframeReason,
+    SaliencyRequest,
+    StepAttention,
+    StepContext,
+    StepPlan,
+)
+from safe_pruner_ros.core.score_pruner import ScorePruner, ScorePrunerConfig
+from safe_pruner_ros.core.selection import is_usable, quota_groups, ranks, void_unless
+from safe_pruner_ros.core.settings import check_range, resolve_layers
+from safe_pruner_ros.core.step_history import StepHistory
+
+
+@dataclass(frozen=True)
+class SpecPruneConfig(ScorePrunerConfig):
+    """``deep_layers``: where V_global is read, None: 15/32 into the decoder and its last."""
+
+    pruning_layer: int = 2
+    change_threshold: float = 0.986
+    lookback_steps: int = 1
+    deep_layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range('change_threshold', self.change_threshold, -1, 1, 'it meets a cosine')
+        check_range('lookback_steps', self.lookback_steps, 1, math.inf, '1 is the step before')
+
+
+class SpecPrune(ScorePruner):
+    first_pruning_layer = 1
+
+    def __init__(self, config: SpecPruneConfig, n_layers: int) -> None:
+        super().__init__(config, n_layers)
+        self._config = config
+        # Two layers, or the one there is when the cut comes after the first.
+        self.shallow_requests = tuple(
+            SaliencyRequest(layer, 'text') for layer in range(min(2, config.pruning_layer))
+        )
+        published = (max(0, round(n_layers * 15 / 32) - 1), n_layers - 1)
+        self.deep_requests = tuple(
+            SaliencyRequest(layer, 'text', on_pruned_steps=True)
+            for layer in resolve_layers(config.deep_layers, n_layers, published)
+        )
+        self._history = StepHistory(config.lookback_steps)
+
+    def plan(self, context: StepContext) -> StepPlan:
+        plan = super().plan(context)
+        if plan.retained is not None and not self._history.before(context):
+            return replace(plan, retained=None, keyframe=KeyframeReason.FIRST_STEP)
+        return plan
+
+    def saliency(self, context: StepContext) -> Float[torch.Tensor, ' V']:
+        """Members of V_global and V_dynamic first, then V_local in the order it grows."""
+        local = torch.stack([context.shallow[r].float() for r in self.shallow_requests])
+        past = self._history.before(context)
+        saliency = torch.zeros(context.layout.n_visual, device=local.device)
+        for group, quota in quota_groups(context.layout, self.retention_ratio, self.quota_scope):
+            size = group.stop - group.start
+            order = torch.stack([ranks(layer[group]) for layer in local])
+            # Taking the top k of each layer for growing k visits tokens by their better rank.
+            saliency[group] = 1.0 - ranks(-order.amin(dim=0).float()) / size
+            if past:
+                is_global = ranks(past[0].saliency[group]) < quota // 3
+                cosine = _cosine(context.features[group], past[-1].features[group])
+                is_dynamic = cosine < self._config.change_threshold
+                is_dynamic &= ranks(-cosine) < quota // 3
+                saliency[group] += (is_global | is_dynamic).float()
+        return void_unless(is_usable(local) & torch.isfinite(context.features).all(), saliency)
+
+    def observe(self, context: StepContext, plan: StepPlan, attention: StepAttention) -> None:
+        """Remember what this action looked at; a step in doubt leaves nothing behind."""
+        measured = torch.stack([attention.saliency[request] for request in self.deep_requests])
+        saliency = measured.float().mean(dim=0)
+        if not plan.fallback and bool(is_usable(saliency)):
+            self._history.put(context, saliency)
+
+    def reset(self) -> None:
+        self._history.clear()
+
+
+def _cosine(
+    current: Float[torch.Tensor, 'V D'], earlier: Float[torch.Tensor, 'V D']
+) -> Float[torch.Tensor, ' V']:
+    return (unit_rows(current) * unit_rows(earlier)).sum(dim=1)
