@@ -59,11 +59,12 @@ class FakeDecoder:
     ) -> StepContext:
         shallow = {**self.saliency, **(saliency or {})}
         features = self.features if features is None else features
-        embeddings = self.embeddings.clone()
-        embeddings[self.layout.visual.start : self.layout.visual.stop] = features
+        layout = layout or self.layout
+        embeddings = self.embeddings[: layout.length].clone()
+        embeddings[layout.visual.start : layout.visual.stop] = features
         return StepContext(
             features,
-            layout or self.layout,
+            layout,
             {request: shallow[request] for request in self.pruner.shallow_requests},
             instruction_key,
             step,

@@ -85,8 +85,11 @@ class SpecPrune(ScorePruner):
         saliency = torch.zeros(context.layout.n_visual, device=local.device)
         for group, quota in quota_groups(context.layout, self.retention_ratio, self.quota_scope):
             size = group.stop - group.start
-            order = torch.stack([ranks(layer[group]) for layer in local])
-            # Taking the top k of each layer for growing k visits tokens by their better rank.
+            # Taking the top k of each layer for growing k visits tokens by their better rank; of
+            # two tokens at one rank, the first layer's comes first.
+            order = torch.stack(
+                [len(local) * ranks(layer[group]) + i for i, layer in enumerate(local)]
+            )
             saliency[group] = 1.0 - ranks(-order.amin(dim=0).float()) / size
             if past:
                 is_global = ranks(past[0].saliency[group]) < quota // 3

@@ -1,0 +1,195 @@
+"""Each baseline against its formula, written out in loops over plain numbers."""
+
+import math
+
+import pytest
+import torch
+
+from safe_pruner_ros.core.catalog import build_pruner
+from safe_pruner_ros.core.pruner import KeyframeReason, SaliencyRequest
+from safe_pruner_ros.core.tokens import Span, TokenLayout, ViewGrid
+
+CASES = [(seed, scope) for seed in range(5) for scope in ('joint', 'per_view')]
+RATIO = 0.4  # 8 of 20 tokens, by view 5 of 12 and 3 of 8
+EVERY_CASE = pytest.mark.parametrize(('seed', 'scope'), CASES)
+
+
+def groups(scope):
+    if scope == 'joint':
+        return [(list(range(20)), 8)]
+    return [(list(range(12)), 5), (list(range(12, 20)), 3)]
+
+
+def top(values, members, count):
+    return sorted(members, key=lambda i: (-values[i], i))[:count]
+
+
+def cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+def most_diverse(features, members, count):
+    def distance(i, j):
+        return 1 - cosine(features[i], features[j])
+
+    picked = [max(members, key=lambda i: min(distance(i, j) for j in members if j != i))]
+    while len(picked) < count:
+        others = [i for i in members if i not in picked]
+        picked.append(max(others, key=lambda i: min(distance(i, j) for j in picked)))
+    return picked
+
+
+def mean(rows):
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def retained(plan):
+    return None if plan.retained is None else plan.retained.visual_index.tolist()
+
+
+def build(fake_decoder, layout, n_layers, method, seed, scope, **settings):
+    pruner = build_pruner(method, n_layers, retention_ratio=RATIO, quota_scope=scope, **settings)
+    return fake_decoder(pruner, layout, seed)
+
+
+@EVERY_CASE
+def test_divprune(seed, scope, layout, fake_decoder, n_layers):
+    decoder = build(fake_decoder, layout, n_layers, 'divprune', seed, scope)
+    features = decoder.features.tolist()
+    expected = [i for members, n in groups(scope) for i in most_diverse(features, members, n)]
+    assert retained(decoder.step(0)) == sorted(expected)
+    assert decoder.pruner.pruning_layer == 0
+
+
+@EVERY_CASE
+def test_sparsevlm(seed, scope, layout, fake_decoder, n_layers):
+    decoder = build(fake_decoder, layout, n_layers, 'sparsevlm', seed, scope)
+    visual, text = decoder.features.tolist(), decoder.embeddings[21:25].tolist()
+    shares = []
+    for image_token in visual:
+        dots = [sum(x * y for x, y in zip(image_token, word, strict=True)) for word in text]
+        exponents = [math.exp(dot - max(dots)) for dot in dots]
+        shares.append([e / sum(exponents) for e in exponents])
+    relevance = mean(shares)
+    raters = [j for j in range(4) if relevance[j] >= sum(relevance) / 4]
+    assert 0 < len(raters) < 4
+    rows = decoder.saliency[SaliencyRequest(2, 'text', per_query=True)].tolist()
+    saliency = mean([rows[j] for j in raters])
+    expected = [i for members, n in groups(scope) for i in top(saliency, members, n)]
+    assert retained(decoder.step(0)) == sorted(expected)
+
+
+def test_sparsevlm_lets_equal_words_rate_together(layout, fake_decoder, n_layers):
+    decoder = build(fake_decoder, layout, n_layers, 'sparsevlm', 0, 'joint')
+    decoder.embeddings[21:25] = decoder.embeddings[21]
+    rows = decoder.saliency[SaliencyRequest(2, 'text', per_query=True)]
+    expected = top(rows.mean(dim=0).tolist(), range(20), 8)
+    assert retained(decoder.step(0)) == sorted(expected)
+
+
+@EVERY_CASE
+def test_vla_pruner(seed, scope, layout, fake_decoder, n_layers):
+    """Eight steps whose attention changes; the history holds zeros where tokens had left."""
+    decoder = build(fake_decoder, layout, n_layers, 'vla_pruner', seed, scope)
+    features, history = decoder.features.tolist(), []
+    for step in range(8):
+        episode = fake_decoder(decoder.pruner, layout, 100 * seed + step).saliency
+        semantic = episode[SaliencyRequest(2, 'prefill')].tolist()
+        latest = list(reversed(history))[:3]
+        weights = [0.8 ** (age + 1) for age in range(len(latest))]
+        expected = []
+        for members, n in groups(scope):
+            pool = set(top(semantic, members, n))
+            if latest:
+                ahead = [
+                    sum(w * s[i] for w, s in zip(weights, latest, strict=True)) / sum(weights)
+                    for i in range(20)
+                ]
+                pool |= set(top(ahead, members, n))
+            expected += most_diverse(features, sorted(pool), n)
+        plan = decoder.step(step, saliency=episode)
+        if step < 3:
+            assert retained(plan) is None and plan.keyframe is KeyframeReason.WARM_UP
+            expected = list(range(20))
+        else:
+            assert retained(plan) == sorted(expected) and plan.keyframe is None
+        action = mean(
+            [episode[SaliencyRequest(layer, 'action')].tolist() for layer in (4, 5, 6, 7)]
+        )
+        history.append([a if i in expected else 0.0 for i, a in enumerate(action)])
+
+
+def test_vla_pruner_without_warm_up_starts_with_the_semantic_term(layout, fake_decoder, n_layers):
+    decoder = build(fake_decoder, layout, n_layers, 'vla_pruner', 0, 'joint', warm_up_steps=0)
+    semantic = decoder.saliency[SaliencyRequest(2, 'prefill')].tolist()
+    assert retained(decoder.step(0)) == sorted(top(semantic, range(20), 8))
+
+
+@pytest.mark.parametrize('lookback', [1, 2])
+@EVERY_CASE
+def test_specprune_vla(seed, scope, lookback, layout, fake_decoder, n_layers):
+    settings = {'lookback_steps': lookback, 'change_threshold': 0.9}
+    decoder = build(fake_decoder, layout, n_layers, 'specprune_vla', seed, scope, **settings)
+    images, late, n_changed = [], None, 0
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(6):
+        episode = fake_decoder(decoder.pruner, layout, 100 * seed + step).saliency
+        features = decoder.features.clone()
+        moved = torch.randperm(20, generator=generator)[:4]
+        features[moved] += torch.randn(4, 16, generator=generator)
+        images.append(features.tolist())
+        local = [episode[SaliencyRequest(layer, 'text')].tolist() for layer in (0, 1)]
+        plan = decoder.step(step, saliency=episode, features=features)
+        if step == 0:
+            assert retained(plan) is None and plan.keyframe is KeyframeReason.FIRST_STEP
+            expected = set(range(20))
+        else:
+            expected = set()
+            earlier = images[max(0, step - lookback)]
+            similarity = [cosine(now, then) for now, then in zip(images[-1], earlier, strict=True)]
+            for members, n in groups(scope):
+                change = [-value for value in similarity]
+                dynamic = [i for i in top(change, members, n // 3) if similarity[i] < 0.9]
+                keep = set(top(late, members, n // 3)) | set(dynamic)
+                n_changed += len(dynamic)
+                for k in range(1, len(members) + 1):
+                    if len(keep) >= n:
+                        break
+                    for layer in local:  # the k-th of each layer, the first layer before
+                        if len(keep) < n:
+                            keep.add(top(layer, members, k)[-1])
+                expected |= keep
+            if scope == 'joint':
+                assert len(expected) == 8
+            assert set(retained(plan)) == expected
+        rows = [episode[SaliencyRequest(layer, 'text')].tolist() for layer in (3, 7)]
+        late = [value if i in expected else 0.0 for i, value in enumerate(mean(rows))]
+    assert n_changed > 3
+
+
+@pytest.mark.parametrize('method', ['vla_pruner', 'specprune_vla'])
+def test_history_of_another_task_layout_or_episode_is_not_used(
+    method, layout, fake_decoder, n_layers
+):
+    def decoder_after(steps):
+        decoder = build(fake_decoder, layout, n_layers, method, 3, 'joint')
+        for step in range(steps):
+            decoder.step(step)
+        return decoder
+
+    again = {'vla_pruner': KeyframeReason.WARM_UP, 'specprune_vla': KeyframeReason.FIRST_STEP}
+    assert decoder_after(6).step(0).keyframe is again[method]
+    other_views = (ViewGrid('head', 2, 4), ViewGrid('wrist', 3, 4))
+    other = TokenLayout(other_views, Span(1, 21), Span(21, 25), Span(26, 29), 30)
+    for change in ({'instruction_key': 'open the drawer'}, {'layout': other}):
+        fresh = build(fake_decoder, layout, n_layers, method, 3, 'joint').step(6, **change)
+        assert retained(decoder_after(6).step(6, **change)) == retained(fresh)
+
+
+def test_one_token_per_group_is_enough(fake_decoder, n_layers):
+    tiny = TokenLayout((ViewGrid('head', 1, 1),), Span(0, 1), Span(1, 3), Span(3, 4), 5)
+    for method in ('divprune', 'vla_pruner', 'sparsevlm', 'specprune_vla'):
+        decoder = build(fake_decoder, tiny, n_layers, method, 0, 'per_view')
+        plans = [decoder.step(step) for step in range(5)]
+        assert retained(plans[-1]) == [0]
