@@ -22,6 +22,7 @@ _KEYFRAME_REASONS = {
     'stale': KeyframeEvent.STALE,
     'forced': KeyframeEvent.FORCED,
     'fixed interval': KeyframeEvent.FORCED,
+    'warm-up': KeyframeEvent.FORCED,
     'saliency invalid': KeyframeEvent.SALIENCY_INVALID,
 }
 

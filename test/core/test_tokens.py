@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -52,3 +54,19 @@ def test_an_empty_query_group_is_an_error_not_a_nan():
 def test_impossible_layouts_are_refused(views, visual, text, message):
     with pytest.raises(ValueError, match=message):
         TokenLayout(views, visual, text, Span(4, 4), 4)
+
+
+def test_prefill_is_everything_before_the_action_tokens(layout):
+    assert layout.query_positions('prefill') == slice(0, 26)
+    without_action = replace(layout, action=Span(30, 30))
+    assert without_action.query_positions('prefill') == slice(0, 30)
+
+
+@pytest.mark.parametrize('n_retained', [1, 7, 20])
+def test_shortened_layout_names_the_rows_that_are_left(layout, n_retained):
+    short = layout.shortened(n_retained)
+    kept = layout.kept_positions(torch.arange(n_retained)).tolist()
+    assert (short.length, short.n_visual) == (len(kept), n_retained)
+    for group in ('text', 'action', 'last', 'prefill'):
+        wanted = set(range(30)[layout.query_positions(group)])
+        assert {kept[row] for row in range(30)[short.query_positions(group)]} == wanted & set(kept)
