@@ -1,4 +1,4 @@
-"""Writes a sampled scene into the compiled model: shapes, tray, colours, light, table.
+"""Writes a sampled scene into the compiled model: shapes, receptacle, colours, light, table.
 
 Every field that is ever changed is set absolutely on every reset, so that a scene depends on its
 seed alone and not on the scenes before it.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from safe_pruner_ros.sim.objects import GEOM_TYPES, OBJECT_MASS_KG, SceneObject
+from safe_pruner_ros.sim.objects import GEOM_TYPES, OBJECT_MASS_KG, SKIN_RGB, SceneObject
 from safe_pruner_ros.sim.scene import TABLE_MATERIALS, TABLE_TOP_M
 from safe_pruner_ros.types import FloatArray
 
-TRAY_COLOURS = ((0.34, 0.37, 0.42), (0.16, 0.17, 0.19), (0.55, 0.57, 0.60), (0.46, 0.42, 0.38))
+PAINTS = ((0.34, 0.37, 0.42), (0.16, 0.17, 0.19), (0.55, 0.57, 0.60), (0.46, 0.42, 0.38))
 
 
 def _inertia(item: SceneObject) -> FloatArray:
@@ -22,7 +22,7 @@ def _inertia(item: SceneObject) -> FloatArray:
     if item.shape == 'block':
         side = (radius**2 + half**2) / 3
         moments = (side, side, 2 * radius**2 / 3)
-    elif item.shape == 'cylinder':
+    elif item.shape in ('cylinder', 'doll'):
         side = (3 * radius**2 + 4 * half**2) / 12
         moments = (side, side, radius**2 / 2)
     else:
@@ -35,9 +35,9 @@ def _extent(item: SceneObject) -> FloatArray:
 
 
 def apply_objects(
-    model: mujoco.MjModel, objects: tuple[SceneObject, ...], tray_xy: tuple[float, float]
+    model: mujoco.MjModel, objects: tuple[SceneObject, ...], receptacle_xy: tuple[float, float]
 ) -> None:
-    """Give the object slots their shapes and masses and move the tray."""
+    """Give the object slots their shapes and masses and move the receptacle."""
     for slot, item in enumerate(objects):
         body, geom = model.body(f'object_{slot}').id, model.geom(f'object_{slot}').id
         extent = _extent(item)
@@ -48,22 +48,42 @@ def apply_objects(
         )
         model.geom_aabb[geom] = np.concatenate([np.zeros(3), extent])
         model.geom_rgba[geom] = (*item.rgb, 1.0)
+        if _has_head(model, slot):
+            _apply_head(model, slot, item)
         model.body_mass[body] = OBJECT_MASS_KG
         model.body_inertia[body] = _inertia(item)
-    model.body('tray').pos[:] = (*tray_xy, TABLE_TOP_M)
+    model.body('receptacle').pos[:] = (*receptacle_xy, TABLE_TOP_M)
     mujoco.mj_setConst(model, mujoco.MjData(model))
 
 
+def _has_head(model: mujoco.MjModel, slot: int) -> bool:
+    return mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, f'head_{slot}') >= 0
+
+
+def _apply_head(model: mujoco.MjModel, slot: int, item: SceneObject) -> None:
+    """Set the head upon the body, or make it nothing where the object is no doll."""
+    geom, head = model.geom(f'object_{slot}').id, model.geom(f'head_{slot}').id
+    radius, is_doll = item.head_radius_m, item.shape == 'doll'
+    model.geom_sameframe[[geom, head]] = 0  # MuJoCo skips the offset of geoms compiled without one
+    model.geom_pos[geom] = (0.0, 0.0, -radius)
+    model.geom_pos[head] = (0.0, 0.0, item.half_height_m - radius)
+    model.geom_size[head] = (max(radius, 1e-3), 0.0, 0.0)
+    model.geom_rbound[head] = max(radius, 1e-3)
+    model.geom_aabb[head] = (0.0, 0.0, 0.0, *(radius,) * 3)
+    model.geom_rgba[head] = (*SKIN_RGB, float(is_doll))
+    model.geom_contype[head], model.geom_conaffinity[head] = (2, 3) if is_doll else (0, 0)
+
+
 def apply_jitter(model: mujoco.MjModel, rng: np.random.Generator) -> None:
-    """Draw table material and tint, tray and wall colour, light direction and brightness."""
+    """Draw table material and tint, receptacle and wall colour, light direction and brightness."""
     table = TABLE_MATERIALS[rng.integers(len(TABLE_MATERIALS))]
     material = model.material(table).id
     model.geom('table').matid[:] = material
     base = (0.70, 0.70, 0.70) if table == 'plain' else (1.0, 1.0, 1.0)
     tint = np.array(base) * rng.uniform(0.78, 1.0) + rng.uniform(-0.04, 0.04, size=3)
     model.mat_rgba[material, :3] = np.clip(tint, 0.0, 1.0)
-    tray = np.array(TRAY_COLOURS[rng.integers(len(TRAY_COLOURS))]) * rng.uniform(0.85, 1.15)
-    model.mat_rgba[model.material('tray').id, :3] = np.clip(tray, 0.0, 1.0)
+    paint = np.array(PAINTS[rng.integers(len(PAINTS))]) * rng.uniform(0.85, 1.15)
+    model.mat_rgba[model.material('receptacle').id, :3] = np.clip(paint, 0.0, 1.0)
     model.mat_rgba[model.material('wall').id, :3] = rng.uniform(0.72, 0.88) + rng.uniform(
         -0.03, 0.03, size=3
     )

@@ -9,24 +9,17 @@ import numpy.typing as npt
 from safe_pruner_ros.sim.scene import N_SLOTS
 from safe_pruner_ros.types import UInt8Array
 
-BACKGROUND, TRAY, ROBOT = -1, -2, -3
+BACKGROUND, RECEPTACLE, ROBOT = -1, -2, -3
 
 
 def _labels(model: mujoco.MjModel) -> npt.NDArray[np.int64]:
     """Segmentation label of every geom [ngeom], and of "no geom" in the last entry."""
     labels = np.full(model.ngeom + 1, BACKGROUND)
-    torso = model.body('torso').id
+    roots = {'torso': ROBOT, 'receptacle': RECEPTACLE}
+    roots |= {f'object_{slot}': slot for slot in range(N_SLOTS)}
     for geom in range(model.ngeom):
-        body = model.geom_bodyid[geom]
-        name = model.body(body).name
-        if name == 'tray':
-            labels[geom] = TRAY
-        elif name.startswith('object_'):
-            labels[geom] = int(name.removeprefix('object_'))
-        else:
-            while body not in (0, torso):
-                body = model.body_parentid[body]
-            labels[geom] = ROBOT if body == torso else BACKGROUND
+        root = model.body_rootid[model.geom_bodyid[geom]]
+        labels[geom] = roots.get(model.body(root).name, BACKGROUND)
     assert labels.max() == N_SLOTS - 1
     return labels
 
@@ -58,7 +51,7 @@ class ViewRenderer:
         return image
 
     def segmentation(self, data: mujoco.MjData, camera: str) -> npt.NDArray[np.int64]:
-        """Labels [H, W]: object index, -1 background or table, -2 tray, -3 robot."""
+        """Labels [H, W]: object index, -1 background or table, -2 receptacle, -3 robot."""
         renderer = self._scene(data, camera)
         renderer.enable_segmentation_rendering()
         try:

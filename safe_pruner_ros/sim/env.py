@@ -76,7 +76,7 @@ class DualArmEnv:
         self.layout = robot.joint_layout()
         self.control_period_s = control_period_s
         self._substeps = substeps
-        self._model = build_model()
+        self._model = build_model(self.task.receptacle, self.task.with_heads)
         self._data = mujoco.MjData(self._model)
         self._renderer = ViewRenderer(self._model, image_height, image_width)
         self._qpos = np.array([self._model.joint(n).qposadr[0] for n in self.layout.names])
@@ -116,7 +116,7 @@ class DualArmEnv:
             raise ValueError(f'target must be in 0..{N_SLOTS - 1}, got {target}')
         scene_rng, look_rng, pose_rng = (np.random.default_rng([seed, k]) for k in range(3))
         scene = self.task.sample(scene_rng)
-        appearance.apply_objects(self._model, scene.objects, scene.tray_xy)
+        appearance.apply_objects(self._model, scene.objects, scene.receptacle_xy)
         appearance.apply_jitter(self._model, look_rng)
         self._scene = scene if target is None else replace(scene, target_index=target)
         mujoco.mj_resetData(self._model, self._data)
@@ -124,6 +124,8 @@ class DualArmEnv:
         jitter = pose_rng.uniform(-START_JITTER_RAD, START_JITTER_RAD, size=len(start))
         start = self._clipped(np.where(self.layout.is_gripper, start, start + jitter))
         self._data.qpos[self._qpos] = start * self._scale
+        if self.task.receptacle.has_lid:
+            self._data.joint('lid').qpos[0] = scene.lid_rad
         for index, item in enumerate(scene.objects):
             height = TABLE_TOP_M + item.half_height_m + 0.0005
             self.place_object(index, np.array([item.x_m, item.y_m, height]), item.yaw_rad)
@@ -224,7 +226,7 @@ class DualArmEnv:
         return self._renderer.colour(self._data, view)
 
     def segmentation(self, view: str) -> npt.NDArray[np.int64]:
-        """Labels [H, W]: object index, -1 background or table, -2 tray, -3 robot."""
+        """Labels [H, W]: object index, -1 background or table, -2 receptacle, -3 robot."""
         self._check_view(view)
         return self._renderer.segmentation(self._data, view)
 
@@ -284,7 +286,9 @@ class DualArmEnv:
             speeds=np.array(speeds),
             gripped=gripped,
             touched=touched,
-            tray=np.array([*self.scene.tray_xy, TABLE_TOP_M]),
+            receptacle=self.task.receptacle,
+            receptacle_position=np.array([*self.scene.receptacle_xy, TABLE_TOP_M]),
+            lid_rad=float(data.joint('lid').qpos[0]) if self.task.receptacle.has_lid else 0.0,
             joints=np.stack([positions[:7], positions[8:15]]),
             grippers=positions[self.layout.is_gripper],
             hands=data.site_xpos[self._sites].copy(),

@@ -1,22 +1,32 @@
-"""Scripted expert: labels any state of the pick-and-place world for any target object.
+"""Scripted expert: labels any state of any task's world for any target object.
 
 It has no memory. Each call reads the observed world, and rolls a kinematic copy of it forward:
 what would I do now, and what then, if everything went as planned. So each chunk is a clean
 recovery from wherever the arms are, also when they were pushed, or went for another object.
-Hysteresis comes from geometry alone (funnels above the object and the tray).
+Hysteresis comes from geometry alone, see ``goals.py`` and ``lid.py``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from safe_pruner_ros.sim import robot
 from safe_pruner_ros.sim.env import DualArmEnv, home_positions
+from safe_pruner_ros.sim.goals import (
+    OPEN_FRACTION,
+    Arm,
+    Goal,
+    carry,
+    give_back,
+    reach,
+    retreat,
+)
 from safe_pruner_ros.sim.kinematics import ArmKinematics
-from safe_pruner_ros.sim.scene import TABLE_TOP_M, TRAY_HALF_SIZE_M
-from safe_pruner_ros.sim.tasks.task import in_tray
+from safe_pruner_ros.sim.lid import PRESSED_RAD, pushed_lid, shut
+from safe_pruner_ros.sim.scene import TABLE_TOP_M
+from safe_pruner_ros.sim.tasks.task import contains
 from safe_pruner_ros.sim.world import WorldState
 from safe_pruner_ros.types import FloatArray
 
@@ -24,15 +34,14 @@ LEAD_S = 0.03  # arms lag their commands by this much (robot.GAINS); plan that f
 HAND_SPEED = 0.17  # m/s
 JOINT_SPEED = 1.0  # rad/s
 GRIPPER_SPEED = 4.0  # closed fraction per second, as planned
-HOVER_M = 0.09  # hand above an object before it goes down
-CARRY_M = 0.10  # object lifted this far above the table on its way
-MIN_GRASP_M = 0.022  # hand above the table when grasping: the finger tips reach 15 mm lower
-DROP_M = 0.008  # object above the tray floor when let go
-CLEAR_M = 0.10  # hand above the table before it leaves sideways for home
-CLOSE_RADIUS_M = 0.010  # hand this near the grasp point: close
-OPEN_FRACTION = 0.12  # fingers count as open below
 TILT_RAD = 0.2  # finger tips point that much forwards
 POSTURE_LEFT = (0.3, -0.35, -0.5, 1.2, 0.0, 0.0, 0.2)
+SUBTASKS = {
+    **dict.fromkeys(('give_back', 'above', 'descend', 'close'), 'pick'),
+    **dict.fromkeys(('lift', 'over_tray', 'over_hoop', 'over_box', 'lower', 'open'), 'place'),
+    **dict.fromkeys(('clear', 'behind', 'shut'), 'close_lid'),
+    **dict.fromkeys(('retreat', 'home'), 'leave'),
+}
 SIGNS = np.array([1, 1, -1, 1, 1, 1, 1])  # left -> right joint values
 
 
@@ -42,27 +51,8 @@ def hand_rotation() -> FloatArray:
     return np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
 
 
-@dataclass(frozen=True)
-class _Arm:
-    """Planned state of one arm: joints [7] rad, closed fraction, TCP [3] m, object it holds."""
-
-    joints: FloatArray
-    gripper: float
-    hand: FloatArray
-    held: int | None
-
-
-@dataclass(frozen=True)
-class _Goal:
-    """What an arm should do now: its phase, a TCP position (None: joint-space home), gripper."""
-
-    phase: str
-    hand: FloatArray | None
-    gripper: float
-
-
 class ScriptedExpert:
-    """Joint targets and phases for the pick-and-place task, from the observed state of ``env``."""
+    """Joint targets, phases and subtasks for the task of ``env``, from its observed state."""
 
     def __init__(self, env: DualArmEnv) -> None:
         self._env = env
@@ -98,45 +88,57 @@ class ScriptedExpert:
         index = self._acting(world, arms, target_index)
         return self._goal(world, arms, index, target_index).phase
 
+    def subtask(self, target_index: int) -> str:
+        """The part of the task that ``phase`` belongs to, one of the values of ``SUBTASKS``."""
+        return SUBTASKS[self.phase(target_index)]
+
     # ---- observe
 
-    def _observe(self, world: WorldState) -> list[_Arm]:
+    def _observe(self, world: WorldState) -> list[Arm]:
         arms = []
         for index in range(2):
             gripped = np.flatnonzero(world.gripped[index])
             held = int(gripped[0]) if gripped.size else None
-            arms.append(_Arm(world.joints[index], world.grippers[index], world.hands[index], held))
+            arms.append(Arm(world.joints[index], world.grippers[index], world.hands[index], held))
         return arms
 
-    def _acting(self, world: WorldState, arms: list[_Arm], target: int) -> int:
-        """The arm that holds the target, else the arm of its side: 0 left, 1 right."""
+    def _acting(self, world: WorldState, arms: list[Arm], target: int) -> int:
+        """The arm that holds the target, else the arm of its side: 0 left, 1 right.
+
+        Once it is in a box, the hand nearer to the box stays to shut the lid.
+        """
         for index, arm in enumerate(arms):
             if arm.held == target:
                 return index
+        if world.receptacle.has_lid and contains(world, target):
+            away = [np.linalg.norm(arm.hand - world.receptacle_position) for arm in arms]
+            return int(np.argmin(away))
         return 0 if world.positions[target, 1] > 0 else 1
 
     # ---- decide
 
-    def _goal(self, world: WorldState, arms: list[_Arm], index: int, target: int) -> _Goal:
+    def _goal(self, world: WorldState, arms: list[Arm], index: int, target: int) -> Goal:
         arm = arms[index]
         if arm.held is not None and arm.held != target:
-            return _give_back(world, arm, index)
+            return give_back(world, arm, index)
         if index != self._acting(world, arms, target):
-            return _retreat(arm, 'home')
+            return retreat(world, arm, 'home')
         if arm.held == target:
-            return _carry(world, arm, target)
-        if in_tray(world, target):
+            return carry(world, arm, target)
+        if contains(world, target) or _falling(world, target):
             beside = np.linalg.norm(arm.hand - world.positions[target]) < 0.05
             if beside and arm.gripper > OPEN_FRACTION:
-                return _Goal('open', arm.hand, 0.0)
-            return _retreat(arm, 'retreat')
-        return _reach(world, arm, target)
+                return Goal('open', arm.hand, 0.0)
+            if world.receptacle.has_lid and world.lid_rad > PRESSED_RAD:
+                return shut(world, arm, index)
+            return retreat(world, arm, 'retreat')
+        return reach(world, arm, target)
 
     # ---- move
 
     def _advance(
-        self, world: WorldState, arm: _Arm, index: int, goal: _Goal, duration: float
-    ) -> _Arm:
+        self, world: WorldState, arm: Arm, index: int, goal: Goal, duration: float
+    ) -> Arm:
         kinematics = self._kinematics[index]
         limit = JOINT_SPEED * duration
         if goal.hand is None:
@@ -154,7 +156,7 @@ class ScriptedExpert:
         delta = delta * min(1.0, limit / max(np.abs(delta).max(), 1e-9))
         joints = np.clip(arm.joints + delta, kinematics.lower, kinematics.upper)
         gripper, held = _advance_gripper(world, arm, goal, duration)
-        return _Arm(joints, gripper, kinematics.forward(joints)[0], held)
+        return Arm(joints, gripper, kinematics.forward(joints)[0], held)
 
 
 def _grip_fraction(world: WorldState, index: int | np.integer) -> float:
@@ -163,7 +165,7 @@ def _grip_fraction(world: WorldState, index: int | np.integer) -> float:
 
 
 def _advance_gripper(
-    world: WorldState, arm: _Arm, goal: _Goal, duration: float
+    world: WorldState, arm: Arm, goal: Goal, duration: float
 ) -> tuple[float, int | None]:
     """Planned (closed fraction, held object) after ``duration``."""
     if arm.held is not None and goal.gripper > 0.5:
@@ -179,75 +181,30 @@ def _advance_gripper(
     return fraction, None
 
 
-def _carried(world: WorldState, before: list[_Arm], after: list[_Arm]) -> WorldState:
+def _carried(world: WorldState, before: list[Arm], after: list[Arm]) -> WorldState:
     """The world with held objects moved along and released ones dropped."""
     positions = world.positions.copy()
     for old, new in zip(before, after, strict=True):
         if new.held is not None:
             positions[new.held] += new.hand - old.hand if old.held == new.held else 0.0
         elif old.held is not None:
-            inside = np.abs(positions[old.held, :2] - world.tray[:2]).max() < TRAY_HALF_SIZE_M
-            floor = TABLE_TOP_M + (0.004 if inside else 0.0)
+            offset = np.abs(positions[old.held, :2] - world.receptacle_position[:2]).max()
+            inside = offset < world.receptacle.inner_half_size_m + 0.008
+            floor = TABLE_TOP_M + (world.receptacle.floor_m if inside else 0.0)
             positions[old.held, 2] = floor + world.objects[old.held].half_height_m
-    return replace(world, positions=positions)
+    lid_rad = world.lid_rad
+    if world.receptacle.has_lid:
+        lid_rad = min(
+            pushed_lid(world, old.hand, new.hand) for old, new in zip(before, after, strict=True)
+        )
+    return replace(world, positions=positions, lid_rad=lid_rad)
 
 
-def _at_height(arm: _Arm, xy: FloatArray, height: float, goal_height: float) -> FloatArray:
-    """A TCP goal above ``xy``, with sideways motion held back while the hand is too low for it."""
-    low = height - arm.hand[2] - 0.015
-    share = float(np.clip(1.0 - low / 0.05, 0.0, 1.0))
-    return np.array([*(arm.hand[:2] + share * (xy - arm.hand[:2])), goal_height])
-
-
-def _reach(world: WorldState, arm: _Arm, target: int) -> _Goal:
-    place = world.positions[target]
-    grasp_z = max(place[2], TABLE_TOP_M + MIN_GRASP_M)
-    aside = float(np.linalg.norm(arm.hand[:2] - place[:2]))
-    radius = CLOSE_RADIUS_M + 0.012 * min(1.0, arm.gripper / 0.3)
-    if aside < radius and arm.hand[2] < grasp_z + radius and arm.gripper < 0.9:
-        return _Goal('close', np.array([*arm.hand[:2], grasp_z]), 1.0)
-    funnel = float(np.clip(4.0 * (aside - 0.008), 0.0, HOVER_M))
-    if arm.gripper > OPEN_FRACTION:
-        funnel = HOVER_M
-    height = grasp_z + funnel
-    phase = 'above' if funnel > 0.5 * HOVER_M else 'descend'
-    return _Goal(phase, _at_height(arm, place[:2], height, height), 0.0)
-
-
-def _carry(world: WorldState, arm: _Arm, target: int) -> _Goal:
-    place, half = world.positions[target], world.objects[target].half_height_m
-    aside = float(np.linalg.norm(place[:2] - world.tray[:2]))
-    release_z = TABLE_TOP_M + 0.004 + half + DROP_M
-    if aside < 0.02 and place[2] < release_z + 0.010:
-        return _Goal('open', arm.hand, 0.0)
-    carry_z = TABLE_TOP_M + half + CARRY_M
-    object_z = release_z + float(np.clip(3.0 * (aside - 0.012), 0.0, carry_z - release_z))
-    offset = arm.hand - place
-    xy = world.tray[:2] + offset[:2]
-    goal = _at_height(arm, xy, object_z + offset[2], object_z + offset[2])
-    if aside < 0.03:
-        phase = 'lower'
-    else:
-        phase = 'lift' if place[2] < object_z - 0.03 else 'over_tray'
-    return _Goal(phase, goal, 1.0)
-
-
-def _give_back(world: WorldState, arm: _Arm, index: int) -> _Goal:
-    """Put down an object that is not asked for, on the table and not in the tray."""
-    assert arm.held is not None
-    place, half = world.positions[arm.held], world.objects[arm.held].half_height_m
-    side = 1.0 if index == 0 else -1.0
-    if side * (place[1] - world.tray[1]) < TRAY_HALF_SIZE_M + 0.05:
-        beside = np.array([arm.hand[0], side * 0.24])
-        height = TABLE_TOP_M + CARRY_M
-        return _Goal('give_back', _at_height(arm, beside, height, height), 1.0)
-    if place[2] < TABLE_TOP_M + half + 0.010:
-        return _Goal('give_back', arm.hand, 0.0)
-    down = arm.hand[2] - (place[2] - TABLE_TOP_M - half) + 0.003
-    return _Goal('give_back', np.array([*arm.hand[:2], down]), 1.0)
-
-
-def _retreat(arm: _Arm, phase: str) -> _Goal:
-    if arm.hand[2] > TABLE_TOP_M + CLEAR_M:
-        return _Goal(phase, None, 0.0)
-    return _Goal(phase, np.array([*arm.hand[:2], TABLE_TOP_M + CLEAR_M + 0.04]), 0.0)
+def _falling(world: WorldState, target: int) -> bool:
+    """Whether the target was let go of above a deep receptacle and is on its way down."""
+    offset = world.positions[target] - world.receptacle_position
+    opening = world.receptacle.release_radius_m + 0.01
+    moving = world.speeds[target] > 0.05
+    return bool(
+        world.receptacle.name == 'hoop' and moving and np.hypot(offset[0], offset[1]) < opening
+    )

@@ -1,4 +1,4 @@
-"""What lies on the table: twelve kinds of object, four colours times three shapes."""
+"""What lies on the table: four colours times three shapes, and dolls (a body with a head)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 
 Colour = Literal['red', 'green', 'blue', 'yellow']
-Shape = Literal['block', 'cylinder', 'ball']
+Shape = Literal['block', 'cylinder', 'ball', 'doll']
 
 RGB: dict[Colour, tuple[float, float, float]] = {
     'red': (0.85, 0.10, 0.09),
@@ -18,13 +18,16 @@ RGB: dict[Colour, tuple[float, float, float]] = {
     'yellow': (0.96, 0.80, 0.08),
 }
 COLOURS: tuple[Colour, ...] = tuple(RGB)
-SHAPES: tuple[Shape, ...] = ('block', 'cylinder', 'ball')
+SHAPES: tuple[Shape, ...] = ('block', 'cylinder', 'ball')  # of pick_place
 GEOM_TYPES: dict[Shape, mujoco.mjtGeom] = {
     'block': mujoco.mjtGeom.mjGEOM_BOX,
     'cylinder': mujoco.mjtGeom.mjGEOM_CYLINDER,
     'ball': mujoco.mjtGeom.mjGEOM_SPHERE,
+    'doll': mujoco.mjtGeom.mjGEOM_CYLINDER,
 }
 OBJECT_MASS_KG = 0.06
+HEAD_SHARE = 0.85  # a doll's head is that much narrower than its body
+SKIN_RGB = (0.93, 0.74, 0.60)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,14 @@ class SceneObject:
             return (self.radius_m, self.radius_m, self.half_height_m)
         if self.shape == 'cylinder':
             return (self.radius_m, self.half_height_m, 0.0)
+        if self.shape == 'doll':
+            return (self.radius_m, self.half_height_m - self.head_radius_m, 0.0)
         return (self.radius_m, 0.0, 0.0)
+
+    @property
+    def head_radius_m(self) -> float:
+        """Radius of a doll's head, a ball that rests on its body; 0 for other shapes."""
+        return HEAD_SHARE * self.radius_m if self.shape == 'doll' else 0.0
 
 
 def sample_size(shape: Shape, rng: np.random.Generator) -> tuple[float, float]:

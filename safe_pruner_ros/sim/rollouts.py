@@ -59,13 +59,15 @@ def run_expert(
     noise_rad: float = 0.0,
     target: int | None = None,
     execution_horizon: int = 4,
-    max_steps: int = 120,
+    max_steps: int | None = None,
     extra_steps: int = 4,
     expert: ScriptedExpert | None = None,
     on_policy_step: Callable[[DualArmEnv, FloatArray], None] | None = None,
 ) -> ExpertEpisode:
     """One episode of ``seed``. ``on_policy_step(env, chunk [8, 16])`` sees each state with its
-    label, before the chunk's first ``execution_horizon`` waypoints are executed."""
+    label, before the chunk's first ``execution_horizon`` waypoints are executed.
+    ``max_steps`` is the task's by default."""
+    max_steps = env.task.max_steps if max_steps is None else max_steps
     env.reset(seed, target)
     expert = expert or ScriptedExpert(env)
     noise = NoiseBursts(env, noise_rad, seed)

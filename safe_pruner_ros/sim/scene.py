@@ -1,7 +1,8 @@
-"""The world around the robot: room, table, tray, four object slots, lights and the head camera.
+"""The world around the robot: room, table, receptacle, object slots, lights and the head camera.
 
-One model serves all episodes: ``appearance.py`` and ``env.py`` change sizes, shapes, colours and
-poses in it on every reset, which is much faster than compiling a new one. Nothing here is random.
+One model serves all episodes of a task: ``appearance.py`` and ``env.py`` change sizes, shapes,
+colours and poses in it on every reset, which is much faster than compiling a new one. Nothing here
+is random.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ import mujoco
 import numpy as np
 
 from safe_pruner_ros.sim import robot
+from safe_pruner_ros.sim.receptacles import TRAY, Receptacle
 from safe_pruner_ros.types import UInt8Array
 
 TABLE_TOP_M = 0.75
 TABLE_CENTRE = (0.52, 0.0)
 TABLE_HALF_SIZE = (0.36, 0.62)
 N_SLOTS = 4  # movable objects in a scene
-TRAY_HALF_SIZE_M = 0.09  # outer footprint, square
-TRAY_WALL_M = 0.022  # wall height above the table
-TRAY_CENTRE = (0.40, 0.0)
+RECEPTACLE_CENTRE = (0.40, 0.0)
 PHYSICS_STEP_S = 0.004
 VIEWS = ('head', 'left_wrist', 'right_wrist')
 OVERVIEW = 'overview'  # a bystander's camera for pictures and videos, no policy input
@@ -41,30 +41,23 @@ def _wood(rgb: tuple[float, float, float], seed: int, size: int = 256) -> UInt8A
 WOODS = {'oak': (0.78, 0.62, 0.44), 'walnut': (0.52, 0.38, 0.28), 'birch': (0.88, 0.80, 0.68)}
 
 
-def _tray_xml() -> str:
-    half, wall, thick, floor = TRAY_HALF_SIZE_M, TRAY_WALL_M / 2, 0.004, 0.002
-    middle = half - thick
-    common = 'class="world" material="tray"'
-    return f"""
-<body name="tray" pos="{TRAY_CENTRE[0]} {TRAY_CENTRE[1]} {TABLE_TOP_M}">
-  <geom name="tray_floor" {common} type="box" size="{half} {half} {floor}" pos="0 0 {floor}"/>
-  <geom {common} type="box" size="{thick} {half} {wall}" pos="{middle} 0 {wall}"/>
-  <geom {common} type="box" size="{thick} {half} {wall}" pos="{-middle} 0 {wall}"/>
-  <geom {common} type="box" size="{half} {thick} {wall}" pos="0 {middle} {wall}"/>
-  <geom {common} type="box" size="{half} {thick} {wall}" pos="0 {-middle} {wall}"/>
-</body>"""
-
-
-def _slot_xml(slot: int) -> str:
+def _slot_xml(slot: int, with_head: bool) -> str:
+    head = f'<geom name="head_{slot}" class="object" size=".012" mass="0"/>' if with_head else ''
     return f"""
 <body name="object_{slot}" pos=".4 {0.2 + 0.1 * slot} {TABLE_TOP_M + 0.03}">
   <freejoint name="object_{slot}"/>
   <geom name="object_{slot}" class="object" type="box" size=".02 .02 .02" mass=".06"/>
+  {head}
 </body>"""
 
 
-def scene_xml() -> str:
-    """The complete MJCF document (textures are added afterwards, from arrays)."""
+def scene_xml(receptacle: Receptacle = TRAY, with_heads: bool = False) -> str:
+    """The complete MJCF document (textures are added afterwards, from arrays).
+
+    ``with_heads`` gives every object slot a second geom, the head of a doll.
+    """
+    lid = '<contact><exclude body1="receptacle" body2="lid"/></contact>'
+    exclude = lid if receptacle.has_lid else ''
     x, y = TABLE_CENTRE
     half_x, half_y = TABLE_HALF_SIZE
     top = TABLE_TOP_M
@@ -109,7 +102,7 @@ def scene_xml() -> str:
     <material name="wall" rgba=".82 .84 .86 1"/>
     {woods}
     <material name="plain" rgba=".8 .8 .8 1"/>
-    <material name="tray" rgba=".35 .38 .42 1" specular=".2"/>
+    <material name="receptacle" rgba=".35 .38 .42 1" specular=".2"/>
     {robot.MATERIALS_XML}
   </asset>
   <worldbody>
@@ -123,21 +116,22 @@ def scene_xml() -> str:
     <camera name="head" pos=".10 0 1.44" xyaxes="0 -1 0 .87 0 .48" fovy="60"/>
     <camera name="overview" pos="1.55 -.95 1.65" xyaxes=".55 .84 0 -.42 .27 .87" fovy="45"/>
     {robot.robot_xml()}
-    {_tray_xml()}
-    {''.join(_slot_xml(slot) for slot in range(N_SLOTS))}
+    {receptacle.xml(*RECEPTACLE_CENTRE, TABLE_TOP_M)}
+    {''.join(_slot_xml(slot, with_heads) for slot in range(N_SLOTS))}
     <body name="room">
       <geom name="floor" class="shell" type="plane" size="4 4 .1" material="floor"/>
       <geom name="wall" class="shell" type="box" size=".02 4 1.4" pos="2.2 0 1.4" material="wall"/>
     </body>
   </worldbody>
+  {exclude}
   <equality>{robot.mimic_xml()}</equality>
   {robot.actuators_xml()}
 </mujoco>"""
 
 
-def build_model() -> mujoco.MjModel:
+def build_model(receptacle: Receptacle = TRAY, with_heads: bool = False) -> mujoco.MjModel:
     """Compile the scene."""
-    model = mujoco.MjModel.from_xml_string(scene_xml())
+    model = mujoco.MjModel.from_xml_string(scene_xml(receptacle, with_heads))
     for seed, (name, rgb) in enumerate(WOODS.items()):
         texture = model.texture(name)
         start = texture.adr[0]

@@ -161,7 +161,7 @@ def test_scenes_hold_a_distractor_of_the_same_colour_and_one_of_the_same_shape(e
 def test_success_needs_the_target_and_only_the_target_in_the_tray(env):
     env.reset(3)
     target, other = env.target_index, (env.target_index + 1) % N_SLOTS
-    tray = env.world().tray
+    tray = env.world().receptacle_position
     start = env.object_position(target)
     assert not env.success
 

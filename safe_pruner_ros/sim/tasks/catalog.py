@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from safe_pruner_ros.sim.tasks.pack_doll import PACK_DOLL
 from safe_pruner_ros.sim.tasks.pick_place import PICK_PLACE
 from safe_pruner_ros.sim.tasks.task import Task
+from safe_pruner_ros.sim.tasks.throw_basketball import THROW_BASKETBALL
 
-TASKS: dict[str, Task] = {PICK_PLACE.name: PICK_PLACE}
+TASKS: dict[str, Task] = {task.name: task for task in (PICK_PLACE, THROW_BASKETBALL, PACK_DOLL)}
 
 
 def get_task(name: str) -> Task:

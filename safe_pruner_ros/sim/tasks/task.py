@@ -1,4 +1,4 @@
-"""What every task has to say, and the tray logic that several of them share."""
+"""What every task has to say, and the judgement of picking and placing that several share."""
 
 from __future__ import annotations
 
@@ -8,20 +8,32 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from safe_pruner_ros.sim.objects import SceneObject
-from safe_pruner_ros.sim.scene import TABLE_TOP_M, TRAY_HALF_SIZE_M
+from safe_pruner_ros.sim.receptacles import Receptacle
+from safe_pruner_ros.sim.scene import TABLE_TOP_M
 from safe_pruner_ros.sim.world import WorldState
 
 STAGES = ('reach', 'grasp', 'lift', 'carry', 'place', 'done')
+X_RANGE_M = (0.29, 0.52)
+ABS_Y_RANGE_M = (
+    0.175,
+    0.34,
+)  # clear of the receptacle and the midline: no doubt which arm is near
+SPACING_M = 0.095  # between centres: room for an open finger (6 cm from the hand's middle)
+REST_SPEED = 0.05  # m/s
 
 
 @dataclass(frozen=True)
 class SceneLayout:
-    """A sampled scene: the objects by slot, where the tray stands, and what is asked."""
+    """A sampled scene: the objects by slot, where the receptacle stands, and what is asked.
+
+    ``lid_rad`` is how far its lid is open, where it has one.
+    """
 
     objects: tuple[SceneObject, ...]
-    tray_xy: tuple[float, float]
+    receptacle_xy: tuple[float, float]
     target_index: int
     template_index: int
+    lid_rad: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,9 @@ class Task:
     """A task: its sentences, its scenes, when it is solved and how far it has got.
 
     ``sample(rng)`` draws a SceneLayout; ``is_success(world, target)`` and ``stage(world, target)``
-    judge a WorldState; ``templates`` contain '{object}'.
+    judge a WorldState; ``stages`` lists what ``stage`` answers, in order; ``templates`` contain
+    '{object}'. ``max_steps`` is how many 0.1 s waypoints an episode may take; ``with_heads``
+    compiles dolls into the model.
     """
 
     name: str
@@ -37,17 +51,36 @@ class Task:
     sample: Callable[[np.random.Generator], SceneLayout] = field(repr=False)
     is_success: Callable[[WorldState, int], bool] = field(repr=False)
     stage: Callable[[WorldState, int], str] = field(repr=False)
+    receptacle: Receptacle
+    stages: tuple[str, ...] = STAGES
+    max_steps: int = 120
+    with_heads: bool = False
 
     def instruction(self, name: str, template_index: int) -> str:
         return self.templates[template_index].format(object=name)
 
 
-def in_tray(world: WorldState, index: int) -> bool:
-    """Whether an object's centre is within the tray's walls and near its floor."""
-    x, y, z = world.positions[index] - world.tray
-    inner = TRAY_HALF_SIZE_M - 0.008
-    height = world.objects[index].half_height_m
-    return bool(abs(x) < inner and abs(y) < inner and 0.0 < z < height + 0.03)
+def sample_places(
+    rng: np.random.Generator, count: int, x_range_m: tuple[float, float] = X_RANGE_M
+) -> list[tuple[float, float]]:
+    """Table positions (x, y) in m, spaced, at least one on either side."""
+    while True:
+        places: list[tuple[float, float]] = []
+        for _ in range(200):
+            side = rng.choice((-1.0, 1.0))
+            x, y = rng.uniform(*x_range_m), side * rng.uniform(*ABS_Y_RANGE_M)
+            if all(np.hypot(x - a, y - b) >= SPACING_M for a, b in places):
+                places.append((float(x), float(y)))
+            if len(places) == count:
+                break
+        if len(places) == count and abs(sum(np.sign(y) for _, y in places)) < count:
+            return places
+
+
+def contains(world: WorldState, index: int) -> bool:
+    """Whether an object's centre is within the receptacle's walls and near its floor."""
+    offset = world.positions[index] - world.receptacle_position
+    return world.receptacle.holds(offset, world.objects[index].half_height_m)
 
 
 def holder(world: WorldState, index: int) -> int | None:
@@ -59,3 +92,30 @@ def holder(world: WorldState, index: int) -> int | None:
 def height_above_table(world: WorldState, index: int) -> float:
     """Metres between the table top and the object's underside."""
     return float(world.positions[index, 2] - world.objects[index].half_height_m - TABLE_TOP_M)
+
+
+def is_placed(world: WorldState, target: int) -> bool:
+    """The target lies still in the receptacle, let go of, and nothing else does."""
+    others = (i for i in range(len(world.objects)) if i != target)
+    return bool(
+        contains(world, target)
+        and world.speeds[target] < REST_SPEED
+        and not world.touched[:, target].any()
+        and not any(contains(world, i) for i in others)
+    )
+
+
+def placing_stage(world: WorldState, target: int) -> str:
+    """How far bringing the target into the receptacle has got, one of ``STAGES``."""
+    if is_placed(world, target):
+        return 'done'
+    offset = np.abs(world.positions[target, :2] - world.receptacle_position[:2]).max()
+    if contains(world, target) or (holder(world, target) is not None and offset < 0.05):
+        return 'place'
+    hand = holder(world, target)
+    if hand is None:
+        near = np.linalg.norm(world.hands - world.positions[target], axis=1).min() < 0.03
+        return 'grasp' if near else 'reach'
+    if height_above_table(world, target) < 0.01:
+        return 'grasp'
+    return 'lift' if height_above_table(world, target) < 0.06 and offset > 0.12 else 'carry'

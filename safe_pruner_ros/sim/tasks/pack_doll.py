@@ -1,0 +1,98 @@
+"""Pick the named doll out of four objects, place it in the box and push the lid shut.
+
+The long task: three subtasks (pick, place, close the lid), each of which looks elsewhere. The lid
+stays where it is left, so a hand has to push it all the way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from safe_pruner_ros.sim.objects import COLOURS, Colour, SceneObject, Shape, sample_rgb
+from safe_pruner_ros.sim.receptacles import BOX, LID_OPEN_RAD, LID_SHUT_RAD
+from safe_pruner_ros.sim.scene import RECEPTACLE_CENTRE
+from safe_pruner_ros.sim.tasks.task import (
+    STAGES,
+    SceneLayout,
+    Task,
+    is_placed,
+    placing_stage,
+    sample_places,
+)
+from safe_pruner_ros.sim.world import WorldState
+
+TEMPLATES = (
+    'put the {object} in the box and close the lid',
+    'pack the {object} into the box and shut it',
+    'place the {object} in the box then close it',
+    'pick up the {object} and pack it in the box',
+    'pack the {object} away and close the box',
+    'box up the {object} and close the lid',
+)
+X_RANGE_M = (0.27, 0.43)  # in front of the open lid: the way to the box stays clear of it
+BOX_JITTER_M = 0.012
+LID_JITTER_RAD = 0.12
+
+
+def _size(shape: Shape, rng: np.random.Generator) -> tuple[float, float]:
+    """(radius_m, half_height_m): everything fits under the lid, also upright."""
+    if shape == 'block':
+        return float(rng.uniform(0.017, 0.022)), float(rng.uniform(0.013, 0.017))
+    if shape == 'ball':
+        radius = float(rng.uniform(0.018, 0.023))
+        return radius, radius
+    return float(rng.uniform(0.015, 0.018)), float(rng.uniform(0.025, 0.028))
+
+
+def sample(rng: np.random.Generator) -> SceneLayout:
+    """Draw a scene: the doll, a doll of another colour, a thing of its colour and one more."""
+    colours = [COLOURS[k] for k in rng.permutation(len(COLOURS))]
+    things: tuple[Shape, ...] = ('block', 'cylinder', 'ball')
+    same, more = (things[k] for k in rng.integers(len(things), size=2))
+    kinds: list[tuple[Colour, Shape]] = [
+        (colours[0], 'doll'),
+        (colours[1], 'doll'),
+        (colours[0], same),
+        (colours[int(rng.integers(1, 4))], more),
+    ]
+    order = rng.permutation(len(kinds))
+    objects = []
+    for slot, (x, y) in enumerate(sample_places(rng, len(kinds), X_RANGE_M)):
+        colour, shape = kinds[order[slot]]
+        radius, half_height = _size(shape, rng)
+        rgb = sample_rgb(colour, rng)
+        yaw = float(rng.uniform(-np.pi, np.pi))
+        objects.append(SceneObject(colour, shape, radius, half_height, rgb, x, y, yaw))
+    dx, dy = rng.uniform(-BOX_JITTER_M, BOX_JITTER_M, size=2)
+    return SceneLayout(
+        objects=tuple(objects),
+        receptacle_xy=(RECEPTACLE_CENTRE[0] + float(dx), RECEPTACLE_CENTRE[1] + float(dy)),
+        target_index=int(np.flatnonzero(order == 0)[0]),
+        template_index=int(rng.integers(len(TEMPLATES))),
+        lid_rad=LID_OPEN_RAD - float(rng.uniform(0.0, LID_JITTER_RAD)),
+    )
+
+
+def is_success(world: WorldState, target: int) -> bool:
+    """The target, and nothing else, lies still in the box, and the lid is shut."""
+    return is_placed(world, target) and world.lid_rad < LID_SHUT_RAD
+
+
+def stage(world: WorldState, target: int) -> str:
+    """How far the task has got, one of ``PACK_DOLL.stages``."""
+    if not is_placed(world, target):
+        return placing_stage(world, target)
+    return 'done' if world.lid_rad < LID_SHUT_RAD else 'close_lid'
+
+
+PACK_DOLL = Task(
+    'pack_doll',
+    TEMPLATES,
+    sample,
+    is_success,
+    stage,
+    BOX,
+    stages=(*STAGES[:-1], 'close_lid', 'done'),
+    max_steps=240,
+    with_heads=True,
+)
