@@ -48,6 +48,7 @@ def apply_objects(
         )
         model.geom_aabb[geom] = np.concatenate([np.zeros(3), extent])
         model.geom_rgba[geom] = (*item.rgb, 1.0)
+        model.geom_friction[geom, 2] = item.rolling_friction_m
         if _has_head(model, slot):
             _apply_head(model, slot, item)
         model.body_mass[body] = OBJECT_MASS_KG

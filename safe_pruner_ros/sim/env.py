@@ -85,6 +85,8 @@ class DualArmEnv:
         self._objects_body = [self._model.body(f'object_{i}').id for i in range(N_SLOTS)]
         self._sites = [self._model.site(f'{side}_tcp').id for side in robot.SIDES]
         self._object_geoms = [self._model.geom(f'object_{i}').id for i in range(N_SLOTS)]
+        heads = range(N_SLOTS if self.task.with_heads else 0)
+        self._head_geoms = [self._model.geom(f'head_{i}').id for i in heads]
         self._hand_geoms = [
             [self._model.geom(f'{side}_{part}').id for part in ('pad_L1', 'pad_R1', 'palm')]
             for side in robot.SIDES
@@ -310,6 +312,11 @@ class DualArmEnv:
         return gripped, touched
 
     def _distance(self, geom: int, item: int) -> float:
-        other = self._object_geoms[item]
+        others = [self._object_geoms[item]]
+        if self.objects[item].shape == 'doll':
+            others.append(self._head_geoms[item])
         far = 2 * TOUCH_M  # nothing beyond is told apart
-        return float(mujoco.mj_geomDistance(self._model, self._data, geom, other, far, None))
+        return min(
+            float(mujoco.mj_geomDistance(self._model, self._data, geom, other, far, None))
+            for other in others
+        )

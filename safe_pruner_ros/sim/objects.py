@@ -26,14 +26,15 @@ GEOM_TYPES: dict[Shape, mujoco.mjtGeom] = {
     'doll': mujoco.mjtGeom.mjGEOM_CYLINDER,
 }
 OBJECT_MASS_KG = 0.06
-HEAD_SHARE = 0.85  # a doll's head is that much narrower than its body
+HEAD_SHARE = 0.75  # radius of a doll's head, of its body's
 SKIN_RGB = (0.93, 0.74, 0.60)
 
 
 @dataclass(frozen=True)
 class SceneObject:
     """One movable object. ``radius_m`` is half its width as the gripper sees it, ``half_height_m``
-    half its height; ``x_m``, ``y_m``, ``yaw_rad`` say where it starts on the table."""
+    half its height; ``x_m``, ``y_m``, ``yaw_rad`` say where it starts on the table;
+    ``rolling_friction_m`` is MuJoCo's coefficient: torque per normal force."""
 
     colour: Colour
     shape: Shape
@@ -43,6 +44,7 @@ class SceneObject:
     x_m: float
     y_m: float
     yaw_rad: float
+    rolling_friction_m: float = 0.001
 
     @property
     def name(self) -> str:

@@ -41,7 +41,7 @@ def _size(shape: Shape, rng: np.random.Generator) -> tuple[float, float]:
     if shape == 'ball':
         radius = float(rng.uniform(0.018, 0.023))
         return radius, radius
-    return float(rng.uniform(0.015, 0.018)), float(rng.uniform(0.025, 0.028))
+    return float(rng.uniform(0.0175, 0.020)), float(rng.uniform(0.025, 0.027))
 
 
 def sample(rng: np.random.Generator) -> SceneLayout:

@@ -28,6 +28,7 @@ TEMPLATES = (
     'shoot the {object} through the hoop',
 )
 HOOP_JITTER_M = 0.02
+ROLLING_FRICTION_M = 0.006  # soft balls: one that is knocked stays on the table
 
 
 def _size(shape: Shape, rng: np.random.Generator) -> tuple[float, float]:
@@ -51,7 +52,9 @@ def sample(rng: np.random.Generator) -> SceneLayout:
         radius, half_height = _size(shape, rng)
         rgb = sample_rgb(colour, rng)
         yaw = float(rng.uniform(-np.pi, np.pi))
-        objects.append(SceneObject(colour, shape, radius, half_height, rgb, x, y, yaw))
+        objects.append(
+            SceneObject(colour, shape, radius, half_height, rgb, x, y, yaw, ROLLING_FRICTION_M)
+        )
     dx, dy = rng.uniform(-HOOP_JITTER_M, HOOP_JITTER_M, size=2)
     return SceneLayout(
         objects=tuple(objects),
@@ -61,4 +64,6 @@ def sample(rng: np.random.Generator) -> SceneLayout:
     )
 
 
-THROW_BASKETBALL = Task('throw_basketball', TEMPLATES, sample, is_placed, placing_stage, HOOP)
+THROW_BASKETBALL = Task(
+    'throw_basketball', TEMPLATES, sample, is_placed, placing_stage, HOOP, max_steps=160
+)
