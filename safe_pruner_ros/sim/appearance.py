@@ -58,7 +58,7 @@ def apply_objects(
 
 
 def _has_head(model: mujoco.MjModel, slot: int) -> bool:
-    return mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, f'head_{slot}') >= 0
+    return bool(mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, f'head_{slot}') >= 0)
 
 
 def _apply_head(model: mujoco.MjModel, slot: int, item: SceneObject) -> None:

@@ -28,13 +28,16 @@ EDGE_M = 0.01  # finger tips below the lid's edge count as behind it
 
 def _hinge(world: WorldState) -> FloatArray:
     offset = (BOX_HALF_SIZE_M - 0.004, 0.0, BOX_WALL_M + LID_HALF_THICKNESS_M)
-    return world.receptacle_position + np.array(offset)
+    hinge: FloatArray = world.receptacle_position + np.array(offset)
+    return hinge
 
 
 def _point(world: WorldState, lid_rad: float, along: float, above: float) -> FloatArray:
     """World point [3] from its place in the frame of a lid at that angle; y is the hinge's."""
     cos, sin = np.cos(lid_rad), np.sin(lid_rad)
-    return _hinge(world) + np.array([-along * cos + above * sin, 0.0, along * sin + above * cos])
+    offset = np.array([-along * cos + above * sin, 0.0, along * sin + above * cos])
+    point: FloatArray = _hinge(world) + offset
+    return point
 
 
 def _in_lid_frame(world: WorldState, hand: FloatArray) -> tuple[float, float]:

@@ -35,7 +35,7 @@ class Receptacle:
     ``inner_half_size_m`` half the clear opening; ``floor_m`` height of the floor above the table;
     ``release_m`` an object's underside above the floor when the hand opens; ``carry_m`` an
     object's underside above the table on its way; ``release_radius_m`` how far from the middle a
-    hand may open; ``min_y_m`` how far from the middle an unwanted object is put down at least.
+    hand may open; ``clear_m`` a hand this high above the table may leave sideways.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Receptacle:
     release_m: float
     carry_m: float
     release_radius_m: float
-    clear_m: float  # a hand this high above the table may leave sideways
+    clear_m: float
     xml: Callable[[float, float, float], str] = field(repr=False)
 
     @property
@@ -110,7 +110,7 @@ def _box_xml(x: float, y: float, z: float) -> str:
   {_walls(BOX_HALF_SIZE_M, BOX_WALL_M, 0.004, 0.002)}
   <body name="lid" pos="{hinge} 0 {BOX_WALL_M + thick}">
     <joint name="lid" type="hinge" axis="0 1 0" range="0 {LID_OPEN_RAD}" limited="true"
-      damping=".01" frictionloss=".12" armature=".0005"/>
+      damping=".01" frictionloss=".15" solimpfriction=".99 .999 .001" armature=".0005"/>
     <geom name="lid" {_COMMON} type="box" size="{half} {BOX_HALF_SIZE_M} {thick}"
       pos="{-half} 0 0" mass=".08"/>
     <geom class="shell" type="box" size=".006 .02 .0045" pos="{-2 * half + 0.01} 0 0"
