@@ -16,18 +16,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from safe_pruner_ros.core.catalog import accepted_settings, build_pruner
-from safe_pruner_ros.core.pruner import Pruner, StepPlan
+from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.policies.embedded_model import EmbeddedConfig, EmbeddedVLA
 from safe_pruner_ros.policies.instructions import encode_words
 from safe_pruner_ros.policies.policy import (
-    Float32Array,
     PolicyOutput,
     PolicyOutputError,
     PolicySpec,
-    PruningTrace,
     ViewSpec,
 )
-from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, run_pruned
+from safe_pruner_ros.policies.pruned_decoder import run_pruned
+from safe_pruner_ros.policies.trace import pruning_trace
 from safe_pruner_ros.types import ActionChunk, Observation
 
 SHIPPED_WEIGHTS = Path(__file__).parent / 'weights' / 'embedded.safetensors'
@@ -138,7 +137,7 @@ class EmbeddedPolicy:
             'head': (finished - decoded) / 1e6,
             'total': (finished - began) / 1e6,
         }
-        return PolicyOutput(chunk, _trace(out, pruner), latency)
+        return PolicyOutput(chunk, pruning_trace(out, pruner), latency)
 
     def _images(self, observation: Observation) -> npt.NDArray[np.uint8]:
         """uint8 [views, size, size, 3]; ValueError names a missing view."""
@@ -177,34 +176,6 @@ class EmbeddedPolicy:
         grippers = [name in self._model.config.gripper_names for name in self.spec.joint_names]
         array[:, grippers] = array[:, grippers].clip(0.0, 1.0)
         return ActionChunk(array, self.spec.joint_names, stamp_ns, round(self.spec.period_s * 1e9))
-
-
-def _trace(out: DecoderOutput, pruner: Pruner) -> PruningTrace:
-    plan: StepPlan = out.plan
-    retained = (
-        np.arange(out.context.layout.n_visual)
-        if plan.retained is None
-        else plan.retained.visual_index.cpu().numpy()
-    )
-    return PruningTrace(
-        method=pruner.method,
-        retention_ratio=pruner.retention_ratio,
-        n_visual=out.context.layout.n_visual,
-        retained_index=retained.astype(np.int64),
-        is_key_timestep=plan.keyframe is not None,
-        keyframe_reason='' if plan.keyframe is None else plan.keyframe.value,
-        attention_similarity=plan.attention_similarity,
-        similarity_threshold=pruner.similarity_threshold,
-        steps_since_keyframe=plan.steps_since_keyframe,
-        fallback=plan.fallback,
-        early=_as_numpy(plan.early),
-        forecast=_as_numpy(plan.forecast),
-        fused=_as_numpy(plan.fused),
-    )
-
-
-def _as_numpy(saliency: torch.Tensor | None) -> Float32Array | None:
-    return None if saliency is None else saliency.float().cpu().numpy()
 
 
 def save_weights(model: EmbeddedVLA, path: Path, card: dict[str, str]) -> None:

@@ -1,0 +1,134 @@
+"""Files of an OpenVLA or OpenVLA-OFT checkpoint folder -> tensors and facts. Strict and safe.
+
+Weights are memory-mapped safetensors; OFT's head and proprioception files are torch pickles and
+are read with ``weights_only=True``, which runs no code of theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+INDEX = 'model.safetensors.index.json'
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """Raises FileNotFoundError or ValueError naming the file."""
+    path = folder / name
+    if not path.is_file():
+        there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else 'no such folder'
+        raise FileNotFoundError(
+            f'{folder} has no {name} ({there}); give the folder of an official checkpoint'
+        )
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is not readable JSON: {error}') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{path} must hold a JSON object, got {type(content).__name__}')
+    return content
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the sharded (or single) safetensors of ``folder``, memory-mapped.
+
+    Raises FileNotFoundError for a shard that is not there; ValueError for an unreadable shard or
+    one that does not hold what the index promises.
+    """
+    if not (folder / INDEX).is_file():
+        if not (folder / 'model.safetensors').is_file():
+            raise FileNotFoundError(f'{folder} has neither {INDEX} nor model.safetensors')
+        return _read_shard(folder / 'model.safetensors')
+    weight_map = read_json(folder, INDEX).get('weight_map')
+    if not isinstance(weight_map, dict):
+        raise ValueError(f'{folder / INDEX} has no "weight_map"; copy it anew')
+    shards = sorted(set(weight_map.values()))
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    if outside:
+        raise ValueError(f'{folder / INDEX} names files outside its folder: {outside}')
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise FileNotFoundError(f'{folder} misses the shards {missing}; copy them there')
+    state: dict[str, torch.Tensor] = {}
+    for shard in shards:
+        state |= _read_shard(folder / shard)
+    absent, extra = sorted(set(weight_map) - set(state)), sorted(set(state) - set(weight_map))
+    if absent or extra:
+        raise ValueError(
+            f'{folder / INDEX} and its shards disagree: missing {absent}, unexpected {extra}'
+        )
+    return state
+
+
+def _read_shard(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(path, framework='pt') as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f'{path} is not a readable safetensors file: {error}') from error
+
+
+def read_component(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """A state dict that OFT saves beside the model, e.g. ``action_head--150000_checkpoint.pt``.
+
+    The ``module.`` prefix of distributed training is taken off. Raises FileNotFoundError, or
+    ValueError when there are several, or when the file is no plain state dict.
+    """
+    files = sorted(folder.glob(f'{name}--*_checkpoint.pt'))
+    if not files:
+        raise FileNotFoundError(
+            f'{folder} has no {name}--<step>_checkpoint.pt; an OpenVLA-OFT checkpoint brings it'
+        )
+    if len(files) > 1:
+        raise ValueError(
+            f'{folder} has several {name} files {[f.name for f in files]}; leave the one that '
+            'belongs to its weights'
+        )
+    try:
+        state = torch.load(files[0], map_location='cpu', weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(
+            f'{files[0]} is refused: it is damaged or holds more than tensors ({error})'
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f'{files[0]} must hold a dictionary of tensors')
+    return {str(key).removeprefix('module.'): value for key, value in state.items()}
+
+
+def load_strict(
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    source: Path,
+    *,
+    unexpected: Sequence[str] = (),
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Fill ``model`` (which may be on the meta device); each weight is copied at most once.
+
+    ``unexpected`` are names that already found no place. Raises ValueError listing all that is
+    missing, unexpected or of a wrong shape; the model is then as before.
+    """
+    own = model.state_dict()
+    missing = sorted(set(own) - set(state))
+    extra = sorted({*unexpected, *(set(state) - set(own))})
+    shapes = [
+        f'{name} is {list(state[name].shape)}, expected {list(own[name].shape)}'
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
+    if missing or extra or shapes:
+        raise ValueError(
+            f'{source} does not fit the network its config describes: missing {missing}, '
+            f'unexpected {extra}, wrong shape {shapes}'
+        )
+    placed = {name: value.to(device, dtype) for name, value in state.items()}
+    model.load_state_dict(placed, assign=True)
+    model.requires_grad_(False)

@@ -1,0 +1,295 @@
+"""OpenVLA-OFT behind the Policy protocol: one parallel pass, a chunk of actions.
+
+The decoder input is ``[BOS] [visual] [proprioception] [text .. 29871] [placeholders] [</s>]``.
+Placeholders, one per action number, have zero embeddings. Every token sees every other: upstream
+trained so, in a fork of transformers, and no file of a checkpoint says it. An action number is
+read one row before its placeholder, at the hidden state that would predict it in a language model
+(openvla-oft 213c5ff, modeling_prismatic.py:734-755, 889-918).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from safe_pruner_ros.core.pruner import Pruner
+from safe_pruner_ros.core.tokens import Span, TokenLayout, ViewGrid
+from safe_pruner_ros.policies.action_statistics import Range, choose_statistics, read_range
+from safe_pruner_ros.policies.deployment import DTYPES, Deployment
+from safe_pruner_ros.policies.openvla_checkpoint import load_strict, read_component, read_json
+from safe_pruner_ros.policies.openvla_images import ImageProcessor, read_image_processor
+from safe_pruner_ros.policies.openvla_network import (
+    OpenVLANetwork,
+    load_network,
+    read_size,
+    read_statistics,
+)
+from safe_pruner_ros.policies.openvla_oft_head import ActionHead, ProprioProjector
+from safe_pruner_ros.policies.openvla_policy import Act, FloatArray, OpenVLAFamilyPolicy
+from safe_pruner_ros.policies.openvla_prompt import EOS, PromptEncoder, read_prompt_encoder
+from safe_pruner_ros.policies.openvla_vision import VISION_SIZES, VisionSize
+from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, run_pruned
+
+MAX_VIEWS = 3
+
+# Which rows ask for saliency: the placeholders (SAFE-Pruner's action tokens) or the rows that
+# actions are read from, one earlier. Placeholders enter layer 0 as zeros: their saliency there is
+# the same for all tokens.
+ActionQueries = Literal['placeholders', 'readout']
+
+
+@dataclass(frozen=True)
+class OFTLayout:
+    """``tokens`` for the pruner; ``readout`` [start, stop): rows of the action numbers."""
+
+    tokens: TokenLayout
+    readout: Span
+
+
+def oft_layout(
+    views: tuple[ViewGrid, ...],
+    n_text: int,
+    n_action_tokens: int,
+    *,
+    has_proprio: bool,
+    queries: ActionQueries = 'placeholders',
+) -> OFTLayout:
+    """``n_text`` T counts BOS and 29871. Length 1 + V + proprioception + (T - 1) + actions + 1."""
+    n_visual = sum(view.n_tokens for view in views)
+    text = Span(1 + n_visual + has_proprio, n_visual + has_proprio + n_text)
+    placeholders = Span(text.stop, text.stop + n_action_tokens)
+    readout = Span(placeholders.start - 1, placeholders.stop - 1)
+    action = placeholders if queries == 'placeholders' else readout
+    tokens = TokenLayout(views, Span(1, 1 + n_visual), text, action, placeholders.stop + 1)
+    return OFTLayout(tokens, readout)
+
+
+@dataclass(frozen=True)
+class OFTModel:
+    """The network's parts, on one device and in eval mode."""
+
+    network: OpenVLANetwork
+    head: ActionHead
+    proprio: ProprioProjector | None
+
+    def embed(
+        self,
+        visual: Float[torch.Tensor, '1 V D'],
+        ids: Int64[torch.Tensor, '1 T'],
+        proprio: Float[torch.Tensor, '1 P'] | None,
+        n_action_tokens: int,
+    ) -> Float[torch.Tensor, '1 S D']:
+        if (proprio is None) != (self.proprio is None):
+            raise ValueError('give proprioception exactly when the checkpoint has its projector')
+        text = self.network.embed_ids(ids)
+        end = self.network.embed_ids(torch.full_like(ids[:, :1], EOS))
+        parts = [text[:, :1], visual]
+        if self.proprio is not None and proprio is not None:
+            parts.append(self.proprio(proprio.to(text))[None])
+        placeholders = text.new_zeros(1, n_action_tokens, text.shape[2])
+        return torch.cat([*parts, text[:, 1:], placeholders, end], dim=1)
+
+    def decode(
+        self,
+        embeddings: Float[torch.Tensor, '1 S D'],
+        layout: OFTLayout,
+        pruner: Pruner,
+        *,
+        instruction_key: Any,
+        step: int,
+        observe: bool = True,
+    ) -> tuple[DecoderOutput, Float[torch.Tensor, 'chunk n']]:
+        """(decoder run, normalised actions)."""
+        decoder = self.network.decoder
+        out = run_pruned(
+            decoder.layers,
+            decoder.rotary_emb,
+            decoder.norm,
+            embeddings,
+            torch.arange(layout.tokens.length, device=embeddings.device)[None],
+            layout.tokens,
+            pruner,
+            instruction_key=instruction_key,
+            step=step,
+            causal=False,
+            observe=observe,
+        )
+        return out, self.head(out.rows(layout.readout)).float()
+
+
+class OpenVLAOFTPolicy(OpenVLAFamilyPolicy):
+    def __init__(
+        self,
+        model: OFTModel,
+        processor: ImageProcessor,
+        encode_prompt: PromptEncoder,
+        action_range: Range,
+        proprio_range: Range | None,
+        deployment: Deployment,
+        method: str,
+        settings: Mapping[str, Any] | None = None,
+        queries: ActionQueries = 'placeholders',
+    ) -> None:
+        if len(deployment.views) > MAX_VIEWS:
+            raise ValueError(
+                f'OpenVLA-OFT reads 1 to {MAX_VIEWS} images, the configuration has the views '
+                f'{list(deployment.views)}'
+            )
+        if len(action_range) != model.head.n_actions:
+            raise ValueError(
+                f'the action head gives {model.head.n_actions} numbers, the action statistics of '
+                f'{deployment.statistics_key!r} have {len(action_range)}; choose the data set the '
+                'head was trained on'
+            )
+        _check_proprio(model, proprio_range, deployment)
+        super().__init__(
+            'openvla_oft',
+            model.network,
+            processor,
+            encode_prompt,
+            action_range,
+            deployment,
+            deployment.chunk_size,
+            method,
+            dict(settings or {}),
+        )
+        self._model, self._proprio_range, self._queries = model, proprio_range, queries
+        joints = self.spec.joint_names
+        self._proprio_index = [joints.index(name) for name in deployment.proprioception]
+
+    @property
+    def model(self) -> OFTModel:
+        return self._model
+
+    def _act(
+        self,
+        visual: Float[torch.Tensor, '1 V D'],
+        ids: Int64[torch.Tensor, '1 T'],
+        measured: FloatArray,
+        pruner: Pruner,
+    ) -> Act:
+        n_action_tokens = self.spec.chunk_size * self._model.head.n_actions
+        layout = oft_layout(
+            self.grids,
+            ids.shape[1],
+            n_action_tokens,
+            has_proprio=self._model.proprio is not None,
+            queries=self._queries,
+        )
+        proprio = None
+        if self._proprio_range is not None:
+            normalised = self._proprio_range.normalise(measured[self._proprio_index])
+            proprio = torch.from_numpy(normalised.astype(np.float32))[None]
+        embeddings = self._model.embed(visual, ids, proprio, n_action_tokens)
+        out, actions = self._model.decode(
+            embeddings,
+            layout,
+            pruner,
+            instruction_key=tuple(ids[0].tolist()),
+            step=self._step,
+            observe=False,
+        )
+        return Act(out, actions)
+
+
+def _check_proprio(model: OFTModel, proprio_range: Range | None, deployment: Deployment) -> None:
+    n_joints = len(deployment.proprioception)
+    if model.proprio is None:
+        if n_joints:
+            raise ValueError(
+                f'the configuration gives proprioception {list(deployment.proprioception)}, the '
+                'checkpoint has no proprioception projector; leave it empty'
+            )
+        return
+    n_statistics = 0 if proprio_range is None else len(proprio_range)
+    if not model.proprio.n_proprio == n_joints == n_statistics:
+        raise ValueError(
+            f'the checkpoint reads {model.proprio.n_proprio} numbers of proprioception, its '
+            f'statistics have {n_statistics}, the configuration names {n_joints} joints '
+            f'{list(deployment.proprioception)}; name one for each, in the order of its training'
+        )
+
+
+def load_oft_model(
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    vision_sizes: Mapping[str, VisionSize] = VISION_SIZES,
+) -> OFTModel:
+    """Merged shards, ``action_head--*.pt`` and, where there is one, ``proprio_projector--*.pt``.
+
+    Raises FileNotFoundError or ValueError saying what is missing, unexpected or of a wrong shape.
+    """
+    foreign = sorted(p.name for p in folder.glob('vision_backbone--*_checkpoint.pt'))
+    foreign += sorted(p.name for p in folder.glob('noisy_action_projector--*_checkpoint.pt'))
+    if foreign:
+        raise ValueError(
+            f'{folder} holds {foreign}: FiLM and diffusion variants of OpenVLA-OFT are not '
+            'supported; take a checkpoint with the L1 head'
+        )
+    size = read_size(folder, read_json(folder, 'config.json'), vision_sizes)
+    width = size.decoder.hidden_size
+    head_state = read_component(folder, 'action_head')
+    if 'model.fc2.weight' not in head_state:
+        raise ValueError(
+            f'the action head in {folder} is no L1 head: it has no model.fc2.weight, only '
+            f'{sorted(head_state)}'
+        )
+    with torch.device('meta'):
+        head: ActionHead = ActionHead(width, head_state['model.fc2.weight'].shape[0])
+    load_strict(head, head_state, folder / 'action_head', device=device, dtype=dtype)
+    proprio: ProprioProjector | None = None
+    if any(folder.glob('proprio_projector--*_checkpoint.pt')):
+        state = read_component(folder, 'proprio_projector')
+        n_proprio = state['fc1.weight'].shape[-1] if 'fc1.weight' in state else 1
+        with torch.device('meta'):
+            proprio = ProprioProjector(n_proprio, width)
+        load_strict(proprio, state, folder / 'proprio_projector', device=device, dtype=dtype)
+        proprio.eval()
+    # The largest part last: what is wrong with the small files shows at once.
+    network = load_network(folder, size, with_lm_head=False, device=device, dtype=dtype)
+    return OFTModel(network, head.eval(), proprio)
+
+
+def build(
+    folder: Path,
+    deployment: Deployment,
+    method: str,
+    settings: Mapping[str, Any],
+    device: str = 'cpu',
+    vision_sizes: Mapping[str, VisionSize] = VISION_SIZES,
+) -> OpenVLAOFTPolicy:
+    """An OpenVLA-OFT policy from the folder of an official checkpoint."""
+    place = torch.device(device)
+    config = read_json(folder, 'config.json')
+    statistics, source = read_statistics(folder, config)
+    entry = choose_statistics(statistics, deployment.statistics_key, source)
+    # 1e-8 as upstream adds it to the span of an action (modeling_prismatic.py:772-791).
+    action_range = read_range(entry, 'action', deployment.bounds, epsilon=1e-8)
+    deployment.actions.check_size(len(action_range), f'the checkpoint {folder}')
+    processor = read_image_processor(
+        read_json(folder, 'preprocessor_config.json'),
+        deployment.image_chain,
+        folder / 'preprocessor_config.json',
+    )
+    encode_prompt = read_prompt_encoder(folder)
+    model = load_oft_model(folder, place, DTYPES[deployment.dtype], vision_sizes)
+    proprio_range = (
+        None if model.proprio is None else read_range(entry, 'proprio', deployment.bounds)
+    )
+    return OpenVLAOFTPolicy(
+        model,
+        processor,
+        encode_prompt,
+        action_range,
+        proprio_range,
+        deployment,
+        method,
+        settings,
+    )

@@ -1,0 +1,161 @@
+"""What the policies on the OpenVLA network share: observation in, guarded chunk out.
+
+Subclasses say how a prompt becomes a sequence and hidden states become actions (`_act`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, Int64
+
+from safe_pruner_ros.core.catalog import accepted_settings, build_pruner
+from safe_pruner_ros.core.pruner import Pruner
+from safe_pruner_ros.core.tokens import ViewGrid
+from safe_pruner_ros.policies.action_statistics import Range
+from safe_pruner_ros.policies.deployment import Deployment
+from safe_pruner_ros.policies.openvla_images import ImageProcessor
+from safe_pruner_ros.policies.openvla_network import OpenVLANetwork
+from safe_pruner_ros.policies.openvla_prompt import PromptEncoder
+from safe_pruner_ros.policies.policy import PolicyOutput, PolicyOutputError, PolicySpec, ViewSpec
+from safe_pruner_ros.policies.pruned_decoder import DecoderOutput
+from safe_pruner_ros.policies.trace import pruning_trace
+from safe_pruner_ros.types import ActionChunk, Observation
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Act:
+    """One decoder run and the normalised actions [chunk_size, n] that follow from it."""
+
+    out: DecoderOutput
+    actions: Float[torch.Tensor, 'chunk n']
+
+
+class OpenVLAFamilyPolicy:
+    """Policy protocol on an `OpenVLANetwork`; batch 1."""
+
+    def __init__(
+        self,
+        name: str,
+        network: OpenVLANetwork,
+        processor: ImageProcessor,
+        encode_prompt: PromptEncoder,
+        action_range: Range,
+        deployment: Deployment,
+        chunk_size: int,
+        method: str,
+        settings: dict[str, Any],
+    ) -> None:
+        deployment.actions.check_size(len(action_range), f'the {name} checkpoint')
+        vision = network.size.vision
+        if processor.size != vision.image_size:
+            raise ValueError(
+                f'preprocessor_config.json resizes to {processor.size} px, the vision towers read '
+                f'{vision.image_size} px'
+            )
+        self._network, self._processor = network, processor
+        self._encode_prompt, self._range = encode_prompt, action_range
+        self._deployment, self._step = deployment, 0
+        self._method, self._settings = method, settings
+        self._pruner = self._build_pruner(settings)
+        size, grid = vision.image_size, vision.grid
+        self.grids = tuple(ViewGrid(view, grid, grid) for view in deployment.views)
+        self.spec = PolicySpec(
+            name=name,
+            views=tuple(ViewSpec(view, size, size, grid, grid) for view in deployment.views),
+            joint_names=deployment.actions.joint_names,
+            chunk_size=chunk_size,
+            period_s=deployment.period_s,
+            execution_horizon=min(deployment.execution_horizon or chunk_size, chunk_size),
+        )
+
+    def check_instruction(self, instruction: str) -> None:
+        self._encode_prompt(instruction)
+
+    def force_keyframe(self) -> None:
+        self._pruner.force_keyframe()
+
+    def update_pruner(self, **changes: Any) -> None:
+        """As `EmbeddedPolicy.update_pruner`: the next step is a key timestep."""
+        accepted = accepted_settings(self._method)
+        settings = {**self._settings, **{k: v for k, v in changes.items() if k in accepted}}
+        self._pruner = self._build_pruner(settings)
+        self._settings = settings
+
+    def _build_pruner(self, settings: dict[str, Any]) -> Pruner:
+        return build_pruner(self._method, len(self._network.decoder.layers), **settings)
+
+    def reset(self) -> None:
+        self._pruner.reset()
+        self._step = 0
+
+    @torch.inference_mode()
+    def predict(self, observation: Observation) -> PolicyOutput:
+        pruner, device = self._pruner, self._network.device
+        began = perf_counter_ns()
+        prompt = self._encode_prompt(observation.instruction)
+        ids = torch.tensor([prompt], device=device)
+        pixels = self._pixels(observation)
+        measured = self._measured(observation)
+        prepared = perf_counter_ns()
+        visual = self._network.encode_images(pixels)
+        encoded = perf_counter_ns()
+        act = self._act(visual, ids, measured, pruner)
+        chunk = self._chunk(act.actions, measured, observation.stamp_ns)
+        finished = perf_counter_ns()
+
+        # Only a step whose action is good may shape the next ones.
+        pruner.observe(act.out.context, act.out.plan, act.out.attention)
+        self._step += 1
+        latency = {
+            'preprocess': (prepared - began) / 1e6,
+            'vision': (encoded - prepared) / 1e6,
+            **act.out.latency_ms,
+            'head': (finished - encoded) / 1e6 - sum(act.out.latency_ms.values()),
+            'total': (finished - began) / 1e6,
+        }
+        return PolicyOutput(chunk, pruning_trace(act.out, pruner), latency)
+
+    def _act(
+        self,
+        visual: Float[torch.Tensor, '1 V D'],
+        ids: Int64[torch.Tensor, '1 T'],
+        measured: FloatArray,
+        pruner: Pruner,
+    ) -> Act:
+        raise NotImplementedError
+
+    def _pixels(self, observation: Observation) -> Float[torch.Tensor, 'views 6 H W']:
+        views = self._deployment.views
+        missing = [view for view in views if view not in observation.images]
+        if missing:
+            raise ValueError(
+                f'{self.spec.name} needs the views {list(views)}; the observation misses {missing}'
+            )
+        return torch.stack([self._processor(observation.images[view].rgb) for view in views])
+
+    def _measured(self, observation: Observation) -> FloatArray:
+        positions = observation.state.positions
+        names = self.spec.joint_names
+        if positions.shape != (len(names),):
+            raise ValueError(
+                f'{self.spec.name} reads {len(names)} joints {list(names)}, the observation has '
+                f'{list(positions.shape)}'
+            )
+        return positions
+
+    def _chunk(self, actions: torch.Tensor, measured: FloatArray, stamp_ns: int) -> ActionChunk:
+        normalised = actions.double().cpu().numpy()
+        if not np.isfinite(normalised).all():
+            raise PolicyOutputError('the action head returned NaN or infinite actions')
+        physical = self._range.unnormalise(normalised)
+        targets = self._deployment.actions.targets(physical, measured)
+        period_ns = round(self.spec.period_s * 1e9)
+        return ActionChunk(targets, self.spec.joint_names, stamp_ns, period_ns)
