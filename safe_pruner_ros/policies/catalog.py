@@ -9,7 +9,7 @@ from typing import Any
 
 from safe_pruner_ros.policies.policy import Policy
 
-POLICIES = ('embedded',)
+POLICIES = ('embedded', 'openvla', 'openvla_oft')
 
 
 def build_policy(
@@ -18,15 +18,43 @@ def build_policy(
     pruner_settings: Mapping[str, Any],
     checkpoint: str = '',
     device: str = 'cpu',
+    deployment: Mapping[str, Any] | None = None,
 ) -> Policy:
     """A fresh policy under a fresh pruner. ``checkpoint`` '' takes the weights that ship.
+
+    ``deployment``: how a big policy meets the robot (`policies/deployment.py`); 'embedded' takes
+    none.
 
     Raises ValueError for an unknown name, method, setting or a checkpoint that does not fit;
     FileNotFoundError for a checkpoint that is not there.
     """
     if name not in POLICIES:
         raise ValueError(f'unknown policy {name!r}; choose from {POLICIES}')
+    if name != 'embedded':
+        return _build_big(name, method, pruner_settings, checkpoint, device, deployment)
     module = import_module('safe_pruner_ros.policies.embedded')
     model = module.load_weights(Path(checkpoint) if checkpoint else None)
     policy: Policy = module.EmbeddedPolicy(model, method, pruner_settings, device)
+    return policy
+
+
+def _build_big(
+    name: str,
+    method: str,
+    pruner_settings: Mapping[str, Any],
+    checkpoint: str,
+    device: str,
+    deployment: Mapping[str, Any] | None,
+) -> Policy:
+    if not checkpoint:
+        raise ValueError(f'policy {name!r} ships no weights; give the folder of a checkpoint')
+    if deployment is None:
+        raise ValueError(
+            f'policy {name!r} needs a deployment: views, actions, statistics_key and period_s'
+        )
+    read = import_module('safe_pruner_ros.policies.deployment').read_deployment
+    module = import_module(f'safe_pruner_ros.policies.{name}')
+    policy: Policy = module.build(
+        Path(checkpoint), read(deployment), method, pruner_settings, device
+    )
     return policy

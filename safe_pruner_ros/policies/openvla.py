@@ -1,0 +1,204 @@
+"""OpenVLA behind the Policy protocol: one pruned prefill, then seven tokens one by one.
+
+The decoder input is ``[BOS] [visual] [text .. 29871]``, causal. Action numbers are the highest
+token ids, one bin each (openvla c8f03f4, modeling_prismatic.py:500-534). Layers below
+``pruning_layer`` keep the keys of all tokens, the others those of the retained ones; new tokens
+go on at the ORIGINAL positions, so each equals a causal pass with the pruned keys masked.
+
+Saliency is taken from the last prompt row, which emits the first action token, in the prefill at
+all layers that a pruner asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from transformers import DynamicCache
+
+from safe_pruner_ros.core.pruner import Pruner
+from safe_pruner_ros.core.tokens import Span, TokenLayout, ViewGrid
+from safe_pruner_ros.policies.action_statistics import Range, choose_statistics, read_range
+from safe_pruner_ros.policies.deployment import DTYPES, Deployment
+from safe_pruner_ros.policies.openvla_checkpoint import read_json
+from safe_pruner_ros.policies.openvla_images import ImageProcessor, read_image_processor
+from safe_pruner_ros.policies.openvla_network import (
+    OpenVLANetwork,
+    load_network,
+    read_size,
+    read_statistics,
+)
+from safe_pruner_ros.policies.openvla_policy import Act, FloatArray, OpenVLAFamilyPolicy
+from safe_pruner_ros.policies.openvla_prompt import PromptEncoder, read_prompt_encoder
+from safe_pruner_ros.policies.openvla_vision import VISION_SIZES, VisionSize
+from safe_pruner_ros.policies.policy import PolicyOutputError
+from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, run_pruned
+
+
+def openvla_layout(views: tuple[ViewGrid, ...], n_text: int) -> TokenLayout:
+    """``n_text`` T counts BOS and 29871. The action row is the last one."""
+    n_visual = sum(view.n_tokens for view in views)
+    length = n_visual + n_text
+    visual, text = Span(1, 1 + n_visual), Span(1 + n_visual, length)
+    return TokenLayout(views, visual, text, Span(length - 1, length), length)
+
+
+def decode_actions(
+    network: OpenVLANetwork,
+    embeddings: Float[torch.Tensor, '1 S D'],
+    layout: TokenLayout,
+    pruner: Pruner,
+    n_actions: int,
+    *,
+    instruction_key: Any,
+    step: int,
+    observe: bool = True,
+) -> tuple[DecoderOutput, Int64[torch.Tensor, ' n']]:
+    """(prefill, ids of ``n_actions`` greedy tokens). The last token is never fed back."""
+    decoder, lm_head = network.decoder, network.lm_head
+    assert lm_head is not None, 'OpenVLA is loaded with its language-model head'
+    cache = DynamicCache()
+    out = run_pruned(
+        decoder.layers,
+        decoder.rotary_emb,
+        decoder.norm,
+        embeddings,
+        torch.arange(layout.length, device=embeddings.device)[None],
+        layout,
+        pruner,
+        instruction_key=instruction_key,
+        step=step,
+        causal=True,
+        past_key_values=cache,
+        observe=observe,
+    )
+    ids = [_greedy(lm_head(out.hidden[:, -1:]))]
+    for position in range(layout.length, layout.length + n_actions - 1):
+        hidden = network.embed_ids(ids[-1])
+        cos_sin = decoder.rotary_emb(hidden, torch.tensor([[position]], device=hidden.device))
+        for layer in decoder.layers:
+            # One query over a cache sees all of it; is_causal would slice the keys in SDPA.
+            hidden = layer(
+                hidden,
+                attention_mask=None,
+                position_embeddings=cos_sin,
+                past_key_values=cache,
+                use_cache=True,
+                is_causal=False,
+            )
+        ids.append(_greedy(lm_head(decoder.norm(hidden))))
+    return out, torch.cat(ids, dim=1)[0]
+
+
+def _greedy(logits: torch.Tensor) -> torch.Tensor:
+    """argmax takes NaN for the highest of all, and a bin would hide it: so it is checked."""
+    if not bool(torch.isfinite(logits).all()):
+        raise PolicyOutputError('the language-model head returned NaN or infinite logits')
+    return logits.argmax(-1)
+
+
+def ids_to_actions(
+    ids: Int64[torch.Tensor, ' n'], vocabulary: int, n_bins: int
+) -> Float[torch.Tensor, ' n']:
+    """Token ids -> normalised actions: centres of the ``n_bins - 1`` intervals of [-1, 1]. Ids
+    that are no action token fall on the nearest end, as upstream."""
+    edges = np.linspace(-1, 1, n_bins)
+    centres = torch.from_numpy((edges[:-1] + edges[1:]) / 2).to(ids.device)
+    return centres[(vocabulary - ids - 1).clamp(0, n_bins - 2)]
+
+
+class OpenVLAPolicy(OpenVLAFamilyPolicy):
+    """One image, no proprioception, one action per query."""
+
+    def __init__(
+        self,
+        network: OpenVLANetwork,
+        processor: ImageProcessor,
+        encode_prompt: PromptEncoder,
+        action_range: Range,
+        deployment: Deployment,
+        method: str,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if len(deployment.views) != 1:
+            raise ValueError(
+                f'OpenVLA reads 1 image, the configuration has the views {list(deployment.views)}'
+            )
+        if deployment.proprioception:
+            raise ValueError(
+                'OpenVLA reads no proprioception, the configuration names '
+                f'{list(deployment.proprioception)}; leave it empty'
+            )
+        super().__init__(
+            'openvla',
+            network,
+            processor,
+            encode_prompt,
+            action_range,
+            deployment,
+            1,
+            method,
+            dict(settings or {}),
+        )
+
+    @property
+    def network(self) -> OpenVLANetwork:
+        return self._network
+
+    def _act(
+        self,
+        visual: Float[torch.Tensor, '1 V D'],
+        ids: Int64[torch.Tensor, '1 T'],
+        measured: FloatArray,
+        pruner: Pruner,
+    ) -> Act:
+        text = self._network.embed_ids(ids)
+        embeddings = torch.cat([text[:, :1], visual, text[:, 1:]], dim=1)
+        out, action_ids = decode_actions(
+            self._network,
+            embeddings,
+            openvla_layout(self.grids, ids.shape[1]),
+            pruner,
+            len(self._range),
+            instruction_key=tuple(ids[0].tolist()),
+            step=self._step,
+            observe=False,
+        )
+        size = self._network.size
+        return Act(out, ids_to_actions(action_ids, size.vocabulary, size.n_bins)[None])
+
+
+def build(
+    folder: Path,
+    deployment: Deployment,
+    method: str,
+    settings: Mapping[str, Any],
+    device: str = 'cpu',
+    vision_sizes: Mapping[str, VisionSize] = VISION_SIZES,
+) -> OpenVLAPolicy:
+    """An OpenVLA policy from the folder of an official checkpoint.
+
+    Raises FileNotFoundError or ValueError saying what is missing, unexpected or does not fit.
+    """
+    place = torch.device(device)
+    config = read_json(folder, 'config.json')
+    statistics, source = read_statistics(folder, config)
+    entry = choose_statistics(statistics, deployment.statistics_key, source)
+    action_range = read_range(entry, 'action', deployment.bounds)
+    deployment.actions.check_size(len(action_range), f'the checkpoint {folder}')
+    processor = read_image_processor(
+        read_json(folder, 'preprocessor_config.json'),
+        deployment.image_chain,
+        folder / 'preprocessor_config.json',
+    )
+    encode_prompt = read_prompt_encoder(folder)
+    size = read_size(folder, config, vision_sizes)
+    dtype = DTYPES[deployment.dtype]
+    network = load_network(folder, size, with_lm_head=True, device=place, dtype=dtype)
+    return OpenVLAPolicy(
+        network, processor, encode_prompt, action_range, deployment, method, settings
+    )

@@ -1,0 +1,153 @@
+"""OpenVLA at a tiny size: decoding over caches of mixed length equals a full recompute."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from safe_pruner_ros.core.catalog import METHODS, accepted_settings, build_pruner
+from safe_pruner_ros.core.tokens import ViewGrid
+from safe_pruner_ros.policies.action_layout import absolute
+from safe_pruner_ros.policies.deployment import Deployment
+from safe_pruner_ros.policies.openvla import (
+    OpenVLAPolicy,
+    build,
+    decode_actions,
+    ids_to_actions,
+    openvla_layout,
+)
+from safe_pruner_ros.policies.policy import PolicyOutputError
+from safe_pruner_ros.types import ArmState, CameraImage, Observation
+
+JOINTS = ('a', 'b', 'c', 'd', 'e', 'f', 'grip')
+IDS = torch.tensor([[1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 15, 8, 16, 18, 12, 13, 4, 29871]])
+
+
+def policy(
+    tiny: SimpleNamespace, method: str = 'safe_pruner', **settings: object
+) -> OpenVLAPolicy:
+    deployment = Deployment(
+        ('head',), absolute(JOINTS), tiny.statistics_key, 0.2, dtype='float32', chunk_size=1
+    )
+    return build(tiny.openvla, deployment, method, settings, vision_sizes=tiny.vision_sizes)
+
+
+def observation(seed: int = 0) -> Observation:
+    rgb = np.random.default_rng(seed).integers(0, 256, (56, 56, 3), dtype=np.uint8)
+    images = {'head': CameraImage(rgb, 'head', 7)}
+    return Observation(images, ArmState(np.zeros(7), 7), 'pick up the red block', 7)
+
+
+@torch.no_grad()
+def recompute(
+    tiny: SimpleNamespace, embeddings: torch.Tensor, masked: list[int], n_actions: int
+) -> list[int]:
+    """Greedy ids without a cache: the whole sequence anew for every token, causal, with the keys
+    ``masked`` invisible from layer 3 on."""
+    llama, state = tiny.reference.llama(), tiny.reference.state
+    ids: list[int] = []
+    for _ in range(n_actions):
+        hidden = torch.cat([embeddings, tiny.reference.embed(torch.tensor([ids]).long())], dim=1)
+        length = hidden.shape[1]
+        cos_sin = llama.rotary_emb(hidden, torch.arange(length)[None])
+        mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
+        for index, layer in enumerate(llama.layers):
+            if index == 3:
+                mask[:, masked] = torch.finfo(torch.float32).min
+            hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=cos_sin)
+        last = llama.norm(hidden)[0, -1]
+        ids.append(int((state['language_model.lm_head.weight'] @ last).argmax()))
+    return ids
+
+
+def embeddings_of(tiny: SimpleNamespace, tested: OpenVLAPolicy, seed: int) -> torch.Tensor:
+    pixels = tested._pixels(observation(seed))
+    text = tiny.reference.embed(IDS)
+    return torch.cat([text[:, :1], tiny.reference.visual(pixels), text[:, 1:]], dim=1)
+
+
+@pytest.mark.parametrize('ratio', [None, 0.25, 0.5])
+def test_decoding_over_caches_of_mixed_length_equals_a_full_recompute(
+    openvla_tiny: SimpleNamespace, ratio: float | None
+) -> None:
+    tested = policy(openvla_tiny)
+    layout = openvla_layout((ViewGrid('head', 4, 4),), IDS.shape[1])
+    method = ('unpruned', {}) if ratio is None else ('fastv', {'retention_ratio': ratio})
+    seen = set()
+    for seed in range(4):
+        pruner = build_pruner(method[0], openvla_tiny.n_layers, pruning_layer=3, **method[1])
+        embeddings = embeddings_of(openvla_tiny, tested, seed)
+        with torch.inference_mode():
+            out, ids = decode_actions(
+                tested.network, embeddings, layout, pruner, 7, instruction_key='x', step=0
+            )
+        masked = sorted(set(range(layout.length)) - set(out.kept_positions.tolist()))
+        assert len(masked) == (0 if ratio is None else 16 - round(16 * ratio))
+        assert ids.tolist() == recompute(openvla_tiny, embeddings, masked, 7)
+        seen.add(tuple(ids.tolist()))
+    assert len(seen) > 1  # otherwise equality would say little
+
+
+def test_unpruned_policy_decodes_the_references_ids(openvla_tiny: SimpleNamespace) -> None:
+    tested = policy(openvla_tiny, 'unpruned')
+    embeddings = embeddings_of(openvla_tiny, tested, 0)
+    ids = torch.tensor(recompute(openvla_tiny, embeddings, [], 7))
+    normalised = ids_to_actions(ids, 32000, 256).numpy()
+    q01 = np.array([-0.5 - 0.1 * k for k in range(7)])
+    q99 = np.array([0.5 + 0.2 * k for k in range(7)])
+    expected = 0.5 * (normalised + 1) * (q99 - q01) + q01
+    expected[6] = normalised[6]
+    got = tested.predict(observation()).chunk.positions
+    np.testing.assert_allclose(got, expected[None], atol=1e-12)
+
+
+def test_token_ids_are_bins_from_the_end_of_the_vocabulary() -> None:
+    got = ids_to_actions(torch.tensor([31999, 31998, 31745, 31744, 5, 32063]), 32000, 256)
+    width = 2 / 255
+    expected = [-1 + width / 2, -1 + 1.5 * width, 1 - width / 2, 1 - width / 2, 1 - width / 2]
+    np.testing.assert_allclose(got, [*expected, -1 + width / 2])
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_retention_one_equals_unpruned_bit_for_bit(
+    openvla_tiny: SimpleNamespace, method: str
+) -> None:
+    settings = {'retention_ratio': 1.0} if 'retention_ratio' in accepted_settings(method) else {}
+    tested, full = policy(openvla_tiny, method, **settings), policy(openvla_tiny, 'unpruned')
+    for seed in range(2):
+        a, b = tested.predict(observation(seed)), full.predict(observation(seed))
+        assert np.array_equal(a.chunk.positions, b.chunk.positions)
+
+
+def test_a_pruned_step_keeps_the_stated_number(openvla_tiny: SimpleNamespace) -> None:
+    tested = policy(openvla_tiny, retention_ratio=0.25, similarity_threshold=0.0)
+    assert tested.predict(observation()).trace.keyframe_reason == 'first step'
+    assert tested.predict(observation(1)).trace.n_retained == 4
+
+
+def test_nan_in_the_language_head_stops_the_step(openvla_tiny: SimpleNamespace) -> None:
+    tested = policy(openvla_tiny)
+    tested.network.lm_head.weight[7] = float('nan')
+    with pytest.raises(PolicyOutputError, match='NaN'):
+        tested.predict(observation())
+
+
+def test_more_images_or_proprioception_are_refused(openvla_tiny: SimpleNamespace) -> None:
+    tested = policy(openvla_tiny)
+    for change, complaint in [
+        ({'views': ('a', 'b')}, 'reads 1 image'),
+        ({'proprioception': ('a',)}, 'reads no proprioception'),
+    ]:
+        deployment = replace(tested._deployment, **change)
+        with pytest.raises(ValueError, match=complaint):
+            build(
+                openvla_tiny.openvla,
+                deployment,
+                'unpruned',
+                {},
+                vision_sizes=openvla_tiny.vision_sizes,
+            )
