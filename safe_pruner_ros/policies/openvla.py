@@ -5,13 +5,15 @@ token ids, one bin each (openvla c8f03f4, modeling_prismatic.py:500-534). Layers
 ``pruning_layer`` keep the keys of all tokens, the others those of the retained ones; new tokens
 go on at the ORIGINAL positions, so each equals a causal pass with the pruned keys masked.
 
-Saliency is taken from the last prompt row, which emits the first action token, in the prefill at
-all layers that a pruner asks for.
+Early saliency comes from the last prompt row, the only one in the prefill that emits an action
+token. The deep saliency of 'action' queries comes from the decoding stage, as SAFE-Pruner has it:
+the mean over the rows of the tokens fed back, on key timesteps only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ import torch
 from jaxtyping import Float, Int64
 from transformers import DynamicCache
 
-from safe_pruner_ros.core.pruner import Pruner
+from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest, StepAttention
+from safe_pruner_ros.core.saliency import attention_saliency
 from safe_pruner_ros.core.tokens import Span, TokenLayout, ViewGrid
 from safe_pruner_ros.policies.action_statistics import Range, choose_statistics, read_range
 from safe_pruner_ros.policies.deployment import DTYPES, Deployment
@@ -36,7 +39,7 @@ from safe_pruner_ros.policies.openvla_policy import Act, FloatArray, OpenVLAFami
 from safe_pruner_ros.policies.openvla_prompt import PromptEncoder, read_prompt_encoder
 from safe_pruner_ros.policies.openvla_vision import VISION_SIZES, VisionSize
 from safe_pruner_ros.policies.policy import PolicyOutputError
-from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, run_pruned
+from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, rotate, run_pruned
 
 
 def openvla_layout(views: tuple[ViewGrid, ...], n_text: int) -> TokenLayout:
@@ -56,9 +59,12 @@ def decode_actions(
     *,
     instruction_key: Any,
     step: int,
-    observe: bool = True,
 ) -> tuple[DecoderOutput, Int64[torch.Tensor, ' n']]:
-    """(prefill, ids of ``n_actions`` greedy tokens). The last token is never fed back."""
+    """(prefill, ids of ``n_actions`` greedy tokens). The last token is never fed back.
+
+    The pruner has not observed the step yet: the caller does that with ``out.attention``, which
+    holds the saliency of the decoding stage.
+    """
     decoder, lm_head = network.decoder, network.lm_head
     assert lm_head is not None, 'OpenVLA is loaded with its language-model head'
     cache = DynamicCache()
@@ -74,13 +80,19 @@ def decode_actions(
         step=step,
         causal=True,
         past_key_values=cache,
-        observe=observe,
+        observe=False,
     )
+    by_layer: dict[int, SaliencyRequest] = {}
+    if out.plan.retained is None and n_actions > 1:
+        late = set(pruner.deep_requests) - set(pruner.shallow_requests)
+        by_layer = {request.layer: request for request in late if request.queries == 'action'}
+    decoded: dict[SaliencyRequest, list[torch.Tensor]] = {r: [] for r in by_layer.values()}
     ids = [_greedy(lm_head(out.hidden[:, -1:]))]
     for position in range(layout.length, layout.length + n_actions - 1):
         hidden = network.embed_ids(ids[-1])
         cos_sin = decoder.rotary_emb(hidden, torch.tensor([[position]], device=hidden.device))
-        for layer in decoder.layers:
+        for index, layer in enumerate(decoder.layers):
+            row = hidden
             # One query over a cache sees all of it; is_causal would slice the keys in SDPA.
             hidden = layer(
                 hidden,
@@ -90,8 +102,32 @@ def decode_actions(
                 use_cache=True,
                 is_causal=False,
             )
+            if index in by_layer:
+                keys = cache.layers[index].keys[0]
+                decoded[by_layer[index]].append(_row_saliency(layer, row, cos_sin, keys, layout))
         ids.append(_greedy(lm_head(decoder.norm(hidden))))
+    if decoded:
+        late_saliency = {request: torch.stack(rows).mean(0) for request, rows in decoded.items()}
+        out = replace(out, attention=StepAttention({**out.attention.saliency, **late_saliency}))
     return out, torch.cat(ids, dim=1)[0]
+
+
+def _row_saliency(
+    layer: Any,
+    row: Float[torch.Tensor, '1 1 D'],
+    cos_sin: tuple[torch.Tensor, torch.Tensor],
+    keys: Float[torch.Tensor, 'H L d'],
+    layout: TokenLayout,
+) -> Float[torch.Tensor, ' V']:
+    """Attention of one decoded row over the cached keys (rotated already, its own among them),
+    averaged over heads; the layer's input is ``row``."""
+    attention = layer.self_attn
+    query = attention.q_proj(layer.input_layernorm(row)[0])
+    query = query.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+    cos, sin = cos_sin
+    visual = slice(layout.visual.start, layout.visual.stop)
+    query = rotate(query, cos[0], sin[0])
+    return attention_saliency(query, keys, visual, attention.scaling, None)
 
 
 def _greedy(logits: torch.Tensor) -> torch.Tensor:
@@ -166,7 +202,6 @@ class OpenVLAPolicy(OpenVLAFamilyPolicy):
             len(self._range),
             instruction_key=tuple(ids[0].tolist()),
             step=self._step,
-            observe=False,
         )
         size = self._network.size
         return Act(out, ids_to_actions(action_ids, size.vocabulary, size.n_bins)[None])

@@ -207,8 +207,8 @@ def measure_saliency(
         position = torch.arange(layout.length, device=hidden.device)
         visible = position[None, :] <= position[rows, None]
     return attention_saliency(
-        _rotate(query, cos[0, rows], sin[0, rows]),
-        _rotate(key, cos[0], sin[0]),
+        rotate(query, cos[0, rows], sin[0, rows]),
+        rotate(key, cos[0], sin[0]),
         slice(layout.visual.start, layout.visual.stop),
         attention.scaling,
         visible,
@@ -224,7 +224,7 @@ def _at_visual_index(
     return everywhere.index_copy(-1, visual_index, saliency)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding in transformers' half-split convention. [H, n, d]."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin

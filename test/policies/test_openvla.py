@@ -92,6 +92,34 @@ def test_decoding_over_caches_of_mixed_length_equals_a_full_recompute(
     assert len(seen) > 1  # otherwise equality would say little
 
 
+@torch.no_grad()
+def test_deep_saliency_is_that_of_the_decoding_stage(openvla_tiny: SimpleNamespace) -> None:
+    """Equals the attention maps of the full sequence, rows of the six tokens fed back."""
+    tested = policy(openvla_tiny)
+    embeddings = embeddings_of(openvla_tiny, tested, 0)
+    layout = openvla_layout((ViewGrid('head', 4, 4),), IDS.shape[1])
+    pruner = build_pruner('safe_pruner', openvla_tiny.n_layers, pruning_layer=3)
+    out, ids = decode_actions(
+        tested.network, embeddings, layout, pruner, 7, instruction_key='x', step=0
+    )
+    llama, n_prompt = openvla_tiny.reference.llama(), layout.length
+    hidden = torch.cat([embeddings, openvla_tiny.reference.embed(ids[None, :-1])], dim=1)
+    length = hidden.shape[1]
+    cos_sin = llama.rotary_emb(hidden, torch.arange(length)[None])
+    mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
+    maps = []
+    for layer in llama.layers:
+        normed = layer.input_layernorm(hidden)
+        maps.append(layer.self_attn(normed, cos_sin, mask)[1][0])
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=cos_sin)
+    assert {request.layer for request in out.attention.saliency} == {0, 2, 4, 5}
+    for request, saliency in out.attention.saliency.items():
+        is_early = request in pruner.shallow_requests
+        rows = slice(n_prompt - 1, n_prompt) if is_early else slice(n_prompt, n_prompt + 6)
+        expected = maps[request.layer][:, rows, 1:17].mean(dim=(0, 1))
+        assert torch.allclose(saliency, expected, atol=1e-6), request
+
+
 def test_unpruned_policy_decodes_the_references_ids(openvla_tiny: SimpleNamespace) -> None:
     tested = policy(openvla_tiny, 'unpruned')
     embeddings = embeddings_of(openvla_tiny, tested, 0)
