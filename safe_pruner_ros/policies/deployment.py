@@ -15,6 +15,16 @@ from safe_pruner_ros.policies.openvla_images import ImageChain
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
+def choose_device(name: str) -> torch.device:
+    """'auto' takes a GPU where there is one. Raises ValueError for a GPU that is not there."""
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = torch.device(name)
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} asks for a GPU and torch finds none; use 'auto'")
+    return device
+
+
 @dataclass(frozen=True)
 class Deployment:
     """Settings of a big policy that its checkpoint does not hold.

@@ -26,7 +26,7 @@ from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest, StepAttention
 from safe_pruner_ros.core.saliency import attention_saliency
 from safe_pruner_ros.core.tokens import Span, TokenLayout, ViewGrid
 from safe_pruner_ros.policies.action_statistics import Range, choose_statistics, read_range
-from safe_pruner_ros.policies.deployment import DTYPES, Deployment
+from safe_pruner_ros.policies.deployment import DTYPES, Deployment, choose_device
 from safe_pruner_ros.policies.openvla_checkpoint import read_json
 from safe_pruner_ros.policies.openvla_images import ImageProcessor, read_image_processor
 from safe_pruner_ros.policies.openvla_network import (
@@ -219,7 +219,7 @@ def build(
 
     Raises FileNotFoundError or ValueError saying what is missing, unexpected or does not fit.
     """
-    place = torch.device(device)
+    place = choose_device(device)
     config = read_json(folder, 'config.json')
     statistics, source = read_statistics(folder, config)
     entry = choose_statistics(statistics, deployment.statistics_key, source)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int64
 from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.core.tokens import Span, TokenLayout, ViewGrid
 from safe_pruner_ros.policies.action_statistics import Range, choose_statistics, read_range
-from safe_pruner_ros.policies.deployment import DTYPES, Deployment
+from safe_pruner_ros.policies.deployment import DTYPES, Deployment, choose_device
 from safe_pruner_ros.policies.openvla_checkpoint import load_strict, read_component, read_json
 from safe_pruner_ros.policies.openvla_images import ImageProcessor, read_image_processor
 from safe_pruner_ros.policies.openvla_network import (
@@ -266,7 +266,7 @@ def build(
     vision_sizes: Mapping[str, VisionSize] = VISION_SIZES,
 ) -> OpenVLAOFTPolicy:
     """An OpenVLA-OFT policy from the folder of an official checkpoint."""
-    place = torch.device(device)
+    place = choose_device(device)
     config = read_json(folder, 'config.json')
     statistics, source = read_statistics(folder, config)
     entry = choose_statistics(statistics, deployment.statistics_key, source)

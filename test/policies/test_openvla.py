@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from safe_pruner_ros.policies.openvla import (
     ids_to_actions,
     openvla_layout,
 )
+from safe_pruner_ros.policies.openvla_network import OpenVLANetwork, read_size
 from safe_pruner_ros.policies.policy import PolicyOutputError
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
@@ -162,6 +164,30 @@ def test_nan_in_the_language_head_stops_the_step(openvla_tiny: SimpleNamespace) 
     tested.network.lm_head.weight[7] = float('nan')
     with pytest.raises(PolicyOutputError, match='NaN'):
         tested.predict(observation())
+
+
+@torch.no_grad()
+def test_the_full_size_has_the_published_parameters() -> None:
+    """On the meta device: 7.541 B in all, less what is never run (a block of each tower, SigLIP's
+    norm and pooling head, DINOv2's norm)."""
+    size = read_size(
+        Path('folder'),
+        {
+            'model_type': 'openvla',
+            'vision_backbone_id': 'dinosiglip-vit-so-224px',
+            'text_config': {'vocab_size': 32064, 'pad_token_id': 32000},
+        },
+    )
+    assert size.vocabulary == 32000 and size.decoder.rms_norm_eps == 1e-6
+    with torch.device('meta'):
+        network = OpenVLANetwork(size, with_lm_head=True)
+    parts = {'vision.projector': 0.071e9, 'decoder': 6.607e9, 'lm_head': 0.131e9}
+    for name, expected in parts.items():
+        count = sum(p.numel() for p in network.get_submodule(name).parameters())
+        assert abs(count - expected) < 1e6, (name, count)
+    total = sum(p.numel() for p in network.parameters())
+    unused_dino, unused_siglip = 12.6e6, 15.2e6 + 15.2e6 + 0.01e6
+    assert abs(total + unused_dino + unused_siglip - 7.541e9) < 3e6
 
 
 def test_more_images_or_proprioception_are_refused(openvla_tiny: SimpleNamespace) -> None:
