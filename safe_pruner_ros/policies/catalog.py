@@ -9,7 +9,7 @@ from typing import Any
 
 from safe_pruner_ros.policies.policy import Policy
 
-POLICIES = ('embedded', 'openvla', 'openvla_oft')
+POLICIES = ('embedded', 'openvla', 'openvla_oft', 'pi05')
 
 
 def build_policy(
@@ -20,7 +20,8 @@ def build_policy(
     device: str = 'cpu',
     deployment: Mapping[str, Any] | None = None,
 ) -> Policy:
-    """A fresh policy under a fresh pruner. ``checkpoint`` '' takes the weights that ship.
+    """A fresh policy under a fresh pruner. ``checkpoint`` '' takes the weights that ship with
+    'embedded'; 'pi05' has none and needs a folder.
 
     ``deployment``: how a big policy meets the robot (`policies/deployment.py`); 'embedded' takes
     none.
@@ -30,6 +31,10 @@ def build_policy(
     """
     if name not in POLICIES:
         raise ValueError(f'unknown policy {name!r}; choose from {POLICIES}')
+    if name == 'pi05':
+        module = import_module('safe_pruner_ros.policies.pi05')
+        pi05: Policy = module.load_policy(Path(checkpoint), method, pruner_settings, device)
+        return pi05
     if name != 'embedded':
         return _build_big(name, method, pruner_settings, checkpoint, device, deployment)
     module = import_module('safe_pruner_ros.policies.embedded')

@@ -1,0 +1,322 @@
+"""pi0.5 behind the Policy protocol: prefix pruned layer by layer, actions by flow matching.
+
+Where this backend differs from upstream, all of it exact: absent cameras and padding never enter,
+the last prefix layer computes keys and values only, the time modulation is computed once.
+
+Pruning. The prefix is what is pruned; the action expert then reads, in layer l, the keys and
+values that prefix layer l kept. The prefix has no action token, so early saliency is asked of the
+end of the prompt (`Pi05.layout`); the deep saliency of a key timestep is that of the action rows
+in the expert, averaged over the denoising steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import nn
+from transformers import DynamicCache
+
+from safe_pruner_ros.core.catalog import accepted_settings, build_pruner
+from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest, StepAttention
+from safe_pruner_ros.core.saliency import attention_saliency
+from safe_pruner_ros.core.tokens import TokenLayout
+from safe_pruner_ros.policies.pi05_checkpoint import load_model
+from safe_pruner_ros.policies.pi05_config import Pi05Config
+from safe_pruner_ros.policies.pi05_model import Pi05, cached_keys_values
+from safe_pruner_ros.policies.pi05_prompt import PromptEncoder, load_tokenizer
+from safe_pruner_ros.policies.pi05_robot import Pi05Robot, load_robot
+from safe_pruner_ros.policies.pi05_statistics import Statistics, load_statistics
+from safe_pruner_ros.policies.policy import (
+    Float32Array,
+    PolicyOutput,
+    PolicyOutputError,
+    PolicySpec,
+    PruningTrace,
+    ViewSpec,
+)
+from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, run_pruned
+from safe_pruner_ros.types import ActionChunk, Observation
+
+
+class Pi05Policy:
+    """One fine-tune on one robot. ``seed`` fixes the noise of every step of every episode."""
+
+    def __init__(
+        self,
+        model: Pi05,
+        prompt: PromptEncoder,
+        statistics: Statistics,
+        robot: Pi05Robot,
+        method: str,
+        settings: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """``method`` and ``settings`` as `core.catalog.build_pruner` takes them.
+
+        Raises ValueError when checkpoint and robot do not fit.
+        """
+        config, n_joints = model.config, len(robot.joints)
+        if n_joints > config.action_dim or robot.execution_horizon > config.action_horizon:
+            raise ValueError(
+                f'the checkpoint gives {config.action_horizon} x {config.action_dim} actions, '
+                f'the robot asks for an execution_horizon of {robot.execution_horizon} and '
+                f'{n_joints} joints'
+            )
+        self._model, self._prompt, self._robot = model, prompt, robot
+        self._device = model.projector.weight.device
+        self._state = statistics.state.first(n_joints, 'state', config.action_dim)
+        self._action = statistics.action.first(n_joints, 'action', config.action_dim)
+        self._seed, self._step = seed, 0
+        self._layers, self._final_norm = model.prefix_layers(), nn.Identity()
+        with torch.inference_mode():
+            self._modulations = model.modulations()
+        self._method, self._settings = method, dict(settings or {})
+        self._pruner = self._build_pruner(self._settings)
+        size, grid = config.vision.image_size, config.vision.grid
+        self.spec = PolicySpec(
+            name='pi05',
+            views=tuple(ViewSpec(name, size, size, grid, grid) for name in robot.view_names),
+            joint_names=robot.joint_names,
+            chunk_size=config.action_horizon,
+            period_s=robot.period_s,
+            execution_horizon=robot.execution_horizon,
+        )
+
+    @property
+    def model(self) -> Pi05:
+        return self._model
+
+    def check_instruction(self, instruction: str) -> None:
+        self._prompt.encode(instruction, self._prompt_state(np.zeros(len(self._robot.joints))))
+
+    def force_keyframe(self) -> None:
+        self._pruner.force_keyframe()
+
+    def update_pruner(self, **changes: Any) -> None:
+        """Change settings of the method from the next policy step on, which is a key timestep.
+
+        Settings that the method does not have are ignored; ValueError for a value out of range,
+        and then nothing changes.
+        """
+        accepted = accepted_settings(self._method)
+        settings = {**self._settings, **{k: v for k, v in changes.items() if k in accepted}}
+        self._pruner = self._build_pruner(settings)
+        self._settings = settings
+
+    def _build_pruner(self, settings: Mapping[str, Any]) -> Pruner:
+        return build_pruner(self._method, len(self._layers), **settings)
+
+    def reset(self) -> None:
+        self._pruner.reset()
+        self._step = 0
+
+    @torch.inference_mode()
+    def predict(self, observation: Observation) -> PolicyOutput:
+        model, pruner = self._model, self._pruner  # `update_pruner` may replace it meanwhile
+        began = perf_counter_ns()
+        positions = self._positions(observation)
+        tokens = self._prompt.encode(observation.instruction, self._prompt_state(positions))
+        pixels = torch.from_numpy(self._pixels(observation)).to(self._device)
+        prepared = perf_counter_ns()
+
+        visual = model.embed_images(pixels.permute(0, 3, 1, 2).float() / 255 * 2 - 1)
+        text = model.embed_text(torch.from_numpy(tokens).to(self._device))
+        embeddings = torch.cat([visual, text])[None]
+        layout = model.layout(self._robot.view_names, len(tokens))
+        cache = DynamicCache()
+        self._wait()
+        encoded = perf_counter_ns()
+
+        out = run_pruned(
+            self._layers,
+            model.language_model.rotary_emb,
+            self._final_norm,
+            embeddings,
+            torch.arange(layout.length, device=self._device)[None],
+            layout,
+            pruner,
+            instruction_key=observation.instruction,  # the prompt changes with the state too
+            step=self._step,
+            features=visual.float(),
+            past_key_values=cache,
+            observe=False,
+        )
+        decoded = perf_counter_ns()
+        watcher = None
+        if out.plan.retained is None and pruner.deep_requests:
+            watcher = ActionSaliency(model, layout, pruner)
+        actions = model.denoise(
+            self._noise(), cached_keys_values(cache), layout.length, self._modulations, watcher
+        )
+        chunk = self._chunk(actions[0], positions, observation.stamp_ns)
+        finished = perf_counter_ns()
+
+        attention = out.attention
+        if watcher is not None:
+            attention = StepAttention({**attention.saliency, **watcher.saliency()})
+        # Only a step whose action is good may shape the next ones.
+        pruner.observe(out.context, out.plan, attention)
+        self._step += 1
+        latency = {
+            'preprocess': (prepared - began) / 1e6,
+            'vision': (encoded - prepared) / 1e6,
+            **out.latency_ms,
+            'head': (finished - decoded) / 1e6,
+            'total': (finished - began) / 1e6,
+        }
+        return PolicyOutput(chunk, _trace(out, pruner), latency)
+
+    def _noise(self) -> torch.Tensor:
+        """Standard normal [1, A, N]. A function of seed and step alone: a step that fails and is
+        run again gets the same noise, and pruned and unpruned runs can be compared."""
+        config = self._model.config
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._step)
+        shape = (1, config.action_horizon, config.action_dim)
+        return torch.randn(shape, generator=generator).to(self._device)
+
+    def _prompt_state(self, positions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        state = self._state.normalize(self._robot.to_checkpoint(positions))
+        return np.pad(state, (0, max(0, self._robot.prompt_state_dim - len(state))))
+
+    def _positions(self, observation: Observation) -> npt.NDArray[np.float64]:
+        positions, names = observation.state.positions, self.spec.joint_names
+        if positions.shape != (len(names),):
+            raise ValueError(
+                f'this pi0.5 checkpoint reads {len(names)} joints {list(names)}, the observation '
+                f'has {list(positions.shape)}'
+            )
+        return positions.astype(np.float64)
+
+    def _pixels(self, observation: Observation) -> npt.NDArray[np.uint8]:
+        """uint8 [views, size, size, 3]; ValueError names a missing view."""
+        names, size = self._robot.view_names, self._model.config.vision.image_size
+        missing = [name for name in names if name not in observation.images]
+        if missing:
+            raise ValueError(
+                f'this pi0.5 checkpoint needs the views {list(names)}; the observation misses '
+                f'{missing}'
+            )
+        return np.stack([resize_with_pad(observation.images[name].rgb, size) for name in names])
+
+    def _chunk(
+        self, actions: torch.Tensor, positions: npt.NDArray[np.float64], stamp_ns: int
+    ) -> ActionChunk:
+        array = actions[:, : len(self._robot.joints)].double().cpu().numpy()
+        if not np.isfinite(array).all():
+            raise PolicyOutputError('the action expert returned NaN or infinite actions')
+        targets = self._robot.to_targets(self._action.denormalize(array), positions)
+        return ActionChunk(
+            targets, self.spec.joint_names, stamp_ns, round(self.spec.period_s * 1e9)
+        )
+
+    def _wait(self) -> None:
+        """A GPU runs behind the host; stage times are taken when it is done."""
+        if self._device.type == 'cuda':
+            torch.cuda.synchronize(self._device)
+
+
+class ActionSaliency:
+    """Saliency of the visual tokens for the action rows of the expert, on an unpruned step.
+
+    Answers the pruner's deep requests for 'action' rows, which do not exist in the prefix. A
+    request that is a shallow one too keeps its answer from there: pruned steps compare with it.
+    """
+
+    def __init__(self, model: Pi05, layout: TokenLayout, pruner: Pruner) -> None:
+        self._requests = {
+            request.layer: request
+            for request in pruner.deep_requests
+            if request.queries == 'action' and request not in pruner.shallow_requests
+        }
+        self._visual = slice(layout.visual.start, layout.visual.stop)
+        self._scaling = model.config.expert.head_dim**-0.5
+        self._seen: dict[int, list[torch.Tensor]] = {layer: [] for layer in self._requests}
+
+    def __call__(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
+        if layer in self._requests:
+            saliency = attention_saliency(query, key, self._visual, self._scaling)
+            self._seen[layer].append(saliency)
+
+    def saliency(self) -> dict[SaliencyRequest, torch.Tensor]:
+        """Mean over the denoising steps."""
+        return {
+            self._requests[layer]: torch.stack(seen).mean(dim=0)
+            for layer, seen in self._seen.items()
+        }
+
+
+def resize_with_pad(rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """uint8 [size, size, 3]: whole image, sides in proportion, centred on black (openpi-client,
+    `image_tools.py`; Pillow's bilinear, which also averages when it shrinks)."""
+    height, width = rgb.shape[:2]
+    if (height, width) == (size, size):
+        return rgb
+    ratio = max(height, width) / size
+    new_height, new_width = max(1, int(height / ratio)), max(1, int(width / ratio))
+    resized = Image.fromarray(rgb).resize((new_width, new_height), Image.Resampling.BILINEAR)
+    canvas = np.zeros((size, size, 3), np.uint8)
+    top, left = (size - new_height) // 2, (size - new_width) // 2
+    canvas[top : top + new_height, left : left + new_width] = np.asarray(resized)
+    return canvas
+
+
+def load_policy(
+    folder: Path,
+    method: str,
+    settings: Mapping[str, Any] | None = None,
+    device: str = 'cpu',
+    base: Pi05Config | None = None,
+) -> Pi05Policy:
+    """A policy from a checkpoint folder in openpi's or lerobot's layout, with PaliGemma's
+    ``tokenizer.json`` and a ``safe_pruner_ros.json`` (`pi05_robot.py`) inside.
+
+    bfloat16 on a GPU, float32 on a CPU. ``device`` 'auto' takes a GPU where there is one;
+    ``base``: sizes that config.json does not name. The small files are read first, so that what is
+    missing shows before gigabytes are moved.
+    """
+    if folder == Path() or not folder.is_dir():  # Path('') is the current folder
+        raise FileNotFoundError(
+            f'no pi0.5 checkpoint folder at {str(folder)!r}; give the folder that holds '
+            'model.safetensors as checkpoint'
+        )
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    robot = load_robot(folder)
+    statistics = load_statistics(folder, robot.statistics)
+    prompt = PromptEncoder(load_tokenizer(folder), robot.prompt, robot.max_prompt_tokens)
+    dtype = torch.bfloat16 if torch.device(device).type == 'cuda' else torch.float32
+    model = load_model(folder, base, device, dtype)
+    return Pi05Policy(model, prompt, statistics, robot, method, settings)
+
+
+def _trace(out: DecoderOutput, pruner: Pruner) -> PruningTrace:
+    plan, n_visual = out.plan, out.context.layout.n_visual
+    retained = (
+        np.arange(n_visual) if plan.retained is None else plan.retained.visual_index.cpu().numpy()
+    )
+    return PruningTrace(
+        method=pruner.method,
+        retention_ratio=pruner.retention_ratio,
+        n_visual=n_visual,
+        retained_index=retained.astype(np.int64),
+        is_key_timestep=plan.keyframe is not None,
+        keyframe_reason='' if plan.keyframe is None else plan.keyframe.value,
+        attention_similarity=plan.attention_similarity,
+        similarity_threshold=pruner.similarity_threshold,
+        steps_since_keyframe=plan.steps_since_keyframe,
+        fallback=plan.fallback,
+        early=_as_numpy(plan.early),
+        forecast=_as_numpy(plan.forecast),
+        fused=_as_numpy(plan.fused),
+    )
+
+
+def _as_numpy(saliency: torch.Tensor | None) -> Float32Array | None:
+    return None if saliency is None else saliency.float().cpu().numpy()

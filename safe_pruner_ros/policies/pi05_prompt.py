@@ -1,0 +1,98 @@
+"""Instruction and state -> token ids of pi0.5, without padding.
+
+Two prompts are in use (openpi `models/tokenizer.py`, lerobot `policies/pi05/processor_pi05.py`):
+
+- ``'text'``: BOS, the text, and a newline tokenised by itself. openpi's `pi05_libero` was trained
+  so (discrete_state_input=False): it does not see the state at all.
+- ``'state'``: ``Task: <text>, State: <integers>;\\nAction: ``. Every other openpi pi0.5
+  configuration, and everything from lerobot.
+
+A checkpoint answers sensibly to the one it was trained with only, and nothing in it says which.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from safe_pruner_ros.policies.policy import InstructionError
+
+PromptForm = Literal['text', 'state']
+PROMPT_FORMS: tuple[PromptForm, ...] = ('text', 'state')
+
+N_STATE_BINS = 256
+
+
+def discretize(state: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """Normalised state [n] -> bins of 2 / 256 from -1 on: 0 to 255, and -1 for what lies below.
+
+    Not clipped from below, as upstream: a state under its 1 % quantile was trained as "-1".
+    """
+    edges = np.linspace(-1, 1, N_STATE_BINS + 1)[:-1]
+    return np.digitize(state, edges).astype(np.int64) - 1
+
+
+class PromptEncoder:
+    """``max_tokens`` is the longest prompt the checkpoint was trained with."""
+
+    def __init__(self, tokenizer: Tokenizer, form: PromptForm, max_tokens: int = 200) -> None:
+        if form not in PROMPT_FORMS:
+            raise ValueError(f'prompt must be one of {PROMPT_FORMS}, got {form!r}')
+        bos = tokenizer.token_to_id('<bos>')
+        if bos is None:
+            raise ValueError(
+                'the tokenizer has no <bos> token, so it is not the one of PaliGemma; copy '
+                'tokenizer.json of google/paligemma-3b-pt-224 into the checkpoint folder'
+            )
+        self._tokenizer, self._bos = tokenizer, bos
+        self.form, self._max_tokens = form, max_tokens
+
+    def encode(
+        self, instruction: str, state: npt.NDArray[np.floating] | None
+    ) -> npt.NDArray[np.int64]:
+        """Token ids [T]. ``state``: normalised, read by the form 'state' only.
+
+        Raises InstructionError for an empty instruction or one that does not fit; upstream cuts
+        it off instead, and a robot acts on half a sentence.
+        """
+        text = instruction.strip().replace('_', ' ').replace('\n', ' ')
+        if not text:
+            raise InstructionError('the instruction is empty; say for example "fold the towel"')
+        if self.form == 'text':
+            ids = self._ids(text) + self._ids('\n')
+        else:
+            assert state is not None
+            bins = ' '.join(str(value) for value in discretize(state))
+            ids = self._ids(f'Task: {text}, State: {bins};\nAction: ')
+        ids = [self._bos, *ids]
+        if len(ids) > self._max_tokens:
+            raise InstructionError(
+                f'the prompt has {len(ids)} tokens, this policy reads {self._max_tokens}; '
+                'shorten the instruction'
+            )
+        return np.array(ids, np.int64)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """``tokenizer.json`` of PaliGemma. FileNotFoundError says where to get it."""
+    path = folder / 'tokenizer.json'
+    if not path.is_file():
+        hint = ''
+        if (folder / 'tokenizer.model').is_file():
+            hint = ' (tokenizer.model is there, but only the tokenizer.json format is read)'
+        raise FileNotFoundError(
+            f'no tokenizer at {path}{hint}; neither openpi nor lerobot put it into a checkpoint: '
+            'copy tokenizer.json of google/paligemma-3b-pt-224 there'
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ValueError(f'{path} is not a readable tokenizer file: {error}') from error
