@@ -153,7 +153,11 @@ class Pi05Policy:
         if out.plan.retained is None and pruner.deep_requests:
             watcher = ActionSaliency(model, layout, pruner)
         actions = model.denoise(
-            self._noise(), cached_keys_values(cache), layout.length, self._modulations, watcher
+            self._noise_of(self._step),
+            cached_keys_values(cache),
+            layout.length,
+            self._modulations,
+            watcher,
         )
         chunk = self._chunk(actions[0], positions, observation.stamp_ns)
         finished = perf_counter_ns()
@@ -173,11 +177,11 @@ class Pi05Policy:
         }
         return PolicyOutput(chunk, _trace(out, pruner), latency)
 
-    def _noise(self) -> torch.Tensor:
+    def _noise_of(self, step: int) -> torch.Tensor:
         """Standard normal [1, A, N]. A function of seed and step alone: a step that fails and is
         run again gets the same noise, and pruned and unpruned runs can be compared."""
         config = self._model.config
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._step)
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
         shape = (1, config.action_horizon, config.action_dim)
         return torch.randn(shape, generator=generator).to(self._device)
 

@@ -1,10 +1,10 @@
-"""Instruction and state -> token ids of pi0.5, without padding.
+r"""Instruction and state -> token ids of pi0.5, without padding.
 
 Two prompts are in use (openpi `models/tokenizer.py`, lerobot `policies/pi05/processor_pi05.py`):
 
 - ``'text'``: BOS, the text, and a newline tokenised by itself. openpi's `pi05_libero` was trained
   so (discrete_state_input=False): it does not see the state at all.
-- ``'state'``: ``Task: <text>, State: <integers>;\\nAction: ``. Every other openpi pi0.5
+- ``'state'``: ``Task: <text>, State: <integers>;\nAction: ``. Every other openpi pi0.5
   configuration, and everything from lerobot.
 
 A checkpoint answers sensibly to the one it was trained with only, and nothing in it says which.

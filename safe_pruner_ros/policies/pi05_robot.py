@@ -6,7 +6,7 @@ differences, or which prompt the weights know. This is said once per fine-tune, 
 
     {"views": {"base_0_rgb": "head", "left_wrist_0_rgb": "left_wrist", "right_wrist_0_rgb": ""},
      "joints": [{"name": "arm_joint_1", "mode": "delta"},
-                {"name": "gripper", "mode": "absolute", "gripper": true, "scale": -1, "offset": 1}],
+                {"name": "gripper", "gripper": true, "scale": -1, "offset": 1}],
      "prompt": "state", "period_s": 0.02, "execution_horizon": 25}
 
 Joints stand in the checkpoint's order. A slot mapped to "" has no camera and is left out.

@@ -1,0 +1,294 @@
+"""Folders as openpi and lerobot leave them: loaded strictly, and refused with the next move."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
+from safe_pruner_ros.policies.catalog import build_policy
+from safe_pruner_ros.policies.pi05 import load_policy
+from safe_pruner_ros.policies.pi05_checkpoint import load_model, read_config
+from safe_pruner_ros.policies.pi05_config import GemmaSize, Pi05Config, VisionSize
+from safe_pruner_ros.policies.pi05_model import Pi05
+from safe_pruner_ros.policies.pi05_prompt import PromptEncoder, discretize
+from safe_pruner_ros.policies.pi05_robot import JointMapping, Pi05Robot, load_robot
+from safe_pruner_ros.policies.pi05_statistics import load_statistics, quantile_affine
+from safe_pruner_ros.policies.policy import InstructionError
+from safe_pruner_ros.types import ArmState, CameraImage, Observation
+
+BASE = Pi05Config(
+    prefix=GemmaSize(16, 4, 32, n_heads=2, head_dim=8),
+    expert=GemmaSize(8, 4, 16, n_heads=2, head_dim=8),
+    vision=VisionSize(16, 1, 24, n_heads=2, image_size=28),
+    vocabulary_size=128,
+    action_horizon=3,
+    n_denoising_steps=2,
+)
+ROBOT = {
+    'views': {'base_0_rgb': 'head', 'left_wrist_0_rgb': ''},
+    'joints': [{'name': 'a', 'mode': 'delta'}, {'name': 'grip', 'gripper': True}],
+    'prompt': 'state',
+    'period_s': 0.05,
+    'execution_horizon': 2,
+}
+SHARED = 'paligemma_with_expert.'
+
+
+@pytest.fixture(scope='module')
+def model() -> Pi05:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return Pi05(BASE).eval()
+
+
+def official(model: Pi05, outer: str = '') -> dict[str, torch.Tensor]:
+    """The tensors under the names of the official converters, ``outer`` before each."""
+    state = {}
+    for name, value in model.state_dict().items():
+        head, _, rest = name.partition('.')
+        name = {
+            'vision_tower': f'{SHARED}paligemma.model.vision_tower.vision_model.{rest}',
+            'projector': f'{SHARED}paligemma.model.multi_modal_projector.linear.{rest}',
+            'language_model': f'{SHARED}paligemma.model.language_model.{rest}',
+            'expert': f'{SHARED}gemma_expert.model.{rest}',
+        }.get(head, name)
+        if rest == 'embed_tokens.weight':  # tied: only one of the two names is saved
+            name = f'{SHARED}paligemma.lm_head.weight'
+        state[outer + name] = value.clone().contiguous()
+    state[f'{outer}{SHARED}gemma_expert.lm_head.weight'] = torch.zeros(4, 8)
+    return state
+
+
+def write(folder: Path, model: Pi05, layout: str = 'openpi') -> Path:
+    quantiles = {'q01': [-1.0, -1.0], 'q99': [1.0, 3.0]}
+    if layout == 'openpi':
+        save_file(official(model), folder / 'model.safetensors')
+        config = {'action_dim': 32, 'action_horizon': 3, 'precision': 'bfloat16'}
+        assets = folder / 'assets' / 'lab' / 'robot'
+        assets.mkdir(parents=True)
+        statistics = {'norm_stats': {'state': quantiles, 'actions': quantiles}}
+        (assets / 'norm_stats.json').write_text(json.dumps(statistics))
+    else:
+        save_file(official(model, 'model.'), folder / 'model.safetensors')
+        config = {'type': 'pi05', 'chunk_size': 3, 'max_action_dim': 32}
+        config['normalization_mapping'] = {'VISUAL': 'IDENTITY', 'STATE': 'QUANTILES'}
+        tensors = {
+            f'{group}.{name}': torch.tensor(value)
+            for group in ('observation.state', 'action')
+            for name, value in quantiles.items()
+        }
+        save_file(tensors, folder / 'policy_preprocessor_step_2_normalizer_processor.safetensors')
+    (folder / 'config.json').write_text(json.dumps(config))
+    (folder / 'safe_pruner_ros.json').write_text(json.dumps(ROBOT))
+    characters().save(str(folder / 'tokenizer.json'))
+    return folder
+
+
+def characters() -> Tokenizer:
+    names = ['<pad>', '<eos>', '<bos>', '\n', *map(chr, range(32, 127))]
+    return Tokenizer(BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+
+
+# -- weights --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('layout', ['openpi', 'lerobot'])
+def test_both_layouts_load_and_act(tmp_path, model, layout):
+    folder = write(tmp_path, model, layout)
+    loaded = load_model(folder, BASE)
+    own = model.state_dict()
+    assert set(loaded.state_dict()) == set(own)
+    assert all(torch.equal(own[name], value) for name, value in loaded.state_dict().items())
+    assert not [n for n, b in loaded.named_buffers() if b.device.type == 'meta']
+
+    tested = load_policy(folder, 'fastv', {'pruning_layer': 2}, base=BASE)
+    assert tested.spec.joint_names == ('a', 'grip') and tested.spec.chunk_size == 3
+    image = CameraImage(np.full((40, 30, 3), 90, np.uint8), 'head', 5)
+    state = ArmState(np.array([0.3, 0.5]), 5)
+    output = tested.predict(Observation({'head': image}, state, 'open it', 5))
+    assert output.chunk.positions.shape == (3, 2) and output.trace.n_retained == 1
+    assert np.isfinite(output.chunk.positions).all()
+
+
+def test_constants_are_those_of_a_fresh_network(tmp_path, model):
+    loaded = load_model(write(tmp_path, model), BASE)
+    buffers = dict(loaded.named_buffers())
+    for name, value in model.named_buffers():
+        assert torch.equal(buffers[name], value), name
+
+
+def test_the_untied_embedding_and_flat_vision_names_load_too(tmp_path, model):
+    folder = write(tmp_path, model)
+    state = official(model)
+    embedding = state[f'{SHARED}paligemma.lm_head.weight']
+    state[f'{SHARED}paligemma.model.language_model.embed_tokens.weight'] = embedding.clone()
+    flat = {
+        name.replace('vision_tower.vision_model.', 'vision_tower.'): v for name, v in state.items()
+    }
+    save_file(flat, folder / 'model.safetensors')
+    loaded = load_model(folder, BASE)
+    assert torch.equal(loaded.language_model.embed_tokens.weight, embedding)
+
+
+@pytest.mark.parametrize('keep', [0, 7, 0.5, 0.99])
+def test_truncated_weights_are_refused(tmp_path, model, keep):
+    path = write(tmp_path, model) / 'model.safetensors'
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep if keep >= 1 or keep == 0 else keep * len(data))])
+    with pytest.raises(ValueError, match='not a readable safetensors file'):
+        load_model(tmp_path, BASE)
+
+
+def test_foreign_weights_are_refused_by_name(tmp_path, model):
+    path = write(tmp_path, model) / 'model.safetensors'
+    state = load_file(path)
+    pi0 = {name.replace('time_mlp_in', 'action_time_mlp_in'): v for name, v in state.items()}
+    save_file(pi0, path)
+    with pytest.raises(ValueError, match=r"missing \['time_mlp_in.bias', 'time_mlp_in.weight'\]"):
+        load_model(tmp_path, BASE)
+    with pytest.raises(ValueError, match=r"2 unexpected \['action_time_mlp_in.bias'"):
+        load_model(tmp_path, BASE)
+    save_file({**state, 'action_in_proj.bias': torch.zeros(5)}, path)
+    with pytest.raises(ValueError, match=r'action_in_proj.bias \[5\] instead of \[8\]'):
+        load_model(tmp_path, BASE)
+    poisoned = torch.full_like(state['action_in_proj.bias'], float('nan'))
+    save_file({**state, 'action_in_proj.bias': poisoned}, path)
+    with pytest.raises(ValueError, match=r"NaN or infinite weights in \['action_in_proj.bias'\]"):
+        load_model(tmp_path, BASE)
+
+
+def test_a_pickle_is_refused_and_never_run(tmp_path, model):
+    canary = tmp_path / 'canary'
+
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (canary,))
+
+    torch.save(Payload(), write(tmp_path, model) / 'model.safetensors')
+    with pytest.raises(ValueError, match='not a readable safetensors file'):
+        load_model(tmp_path, BASE)
+    assert not canary.exists()
+
+
+def test_config_errors_name_the_entry(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no config.json'):
+        read_config(tmp_path)
+    path = tmp_path / 'config.json'
+    for values, complaint in (
+        ({'type': 'pi0'}, "'pi0' policy"),
+        ({'paligemma_variant': 'gemma_9b'}, 'gemma_9b'),
+        ({'normalization_mapping': {'ACTION': 'MEAN_STD'}}, 'only QUANTILES'),
+    ):
+        path.write_text(json.dumps(values))
+        with pytest.raises(ValueError, match=complaint):
+            read_config(tmp_path)
+    path.write_text(json.dumps({'paligemma_variant': 'gemma_2b', 'chunk_size': 7}))
+    config = read_config(tmp_path)
+    assert (config.action_horizon, config.prefix.depth, config.expert.width) == (7, 18, 1024)
+
+
+def test_what_is_not_there_is_named(tmp_path, model):
+    with pytest.raises(FileNotFoundError, match='no pi0.5 checkpoint folder'):
+        build_policy('pi05', 'unpruned', {})
+    folder = write(tmp_path, model)
+    (folder / 'model.safetensors').unlink()
+    with pytest.raises(FileNotFoundError, match='convert_jax_model_to_pytorch'):
+        load_policy(folder, 'unpruned', base=BASE)
+    (folder / 'tokenizer.json').rename(folder / 'tokenizer.model')
+    with pytest.raises(FileNotFoundError, match='only the tokenizer.json format'):
+        load_policy(folder, 'unpruned', base=BASE)
+    (folder / 'safe_pruner_ros.json').unlink()
+    with pytest.raises(FileNotFoundError, match='does not name cameras and joints'):
+        load_policy(folder, 'unpruned', base=BASE)
+
+
+# -- statistics -----------------------------------------------------------------------------------
+
+
+def test_quantiles_map_to_minus_one_and_one():
+    affine = quantile_affine(np.array([2.0, 5.0]), np.array([6.0, 5.0]), 0.0)
+    np.testing.assert_allclose(affine.normalize(np.array([2.0, 5.0])), [-1, -1])
+    np.testing.assert_allclose(affine.normalize(np.array([6.0, 5.0]))[0], 1)
+    np.testing.assert_allclose(affine.denormalize(np.array([0.5, 0.5])), [5, 5])
+
+
+def test_missing_statistics_list_the_available_ones(tmp_path, model):
+    folder = write(tmp_path, model)
+    with pytest.raises(ValueError, match=r"one of \['lab/robot'\]"):
+        load_statistics(folder, 'libero')
+    path = folder / 'assets' / 'lab' / 'robot' / 'norm_stats.json'
+    other = folder / 'assets' / 'libero'
+    other.mkdir()
+    (other / 'norm_stats.json').write_text(path.read_text())
+    with pytest.raises(ValueError, match=r"one of \['lab/robot', 'libero'\]"):
+        load_statistics(folder)
+    assert len(load_statistics(folder, 'libero').state.offset) == 2
+    path.write_text(json.dumps({'norm_stats': {'state': {'q01': [0], 'q99': [1]}}}))
+    with pytest.raises(ValueError, match=r"'actions'; it has \['state'\]"):
+        load_statistics(folder, 'lab/robot')
+    bare = {'mean': [0], 'std': [1]}
+    path.write_text(json.dumps({'norm_stats': {'state': bare, 'actions': bare}}))
+    with pytest.raises(ValueError, match=r"it has \['mean', 'std'\]"):
+        load_statistics(folder, 'lab/robot')
+    with pytest.raises(FileNotFoundError, match='no normalisation statistics'):
+        load_statistics(folder / 'assets')
+
+
+# -- prompt and robot -----------------------------------------------------------------------------
+
+
+def test_prompt_forms():
+    tokenizer = characters()
+    state = np.array([-1.01, -1.0, 0.0, 0.999, 7.0])
+    assert discretize(state).tolist() == [-1, 0, 128, 255, 255]
+    ids = PromptEncoder(tokenizer, 'state').encode(' pick_the\ncup ', state[1:3])
+    assert ids[0] == 2
+    text = ''.join(tokenizer.id_to_token(i) for i in ids[1:])
+    assert text == 'Task: pick the cup, State: 0 128;\nAction: '
+    ids = PromptEncoder(tokenizer, 'text').encode('pick', None)
+    assert ''.join(tokenizer.id_to_token(i) for i in ids) == '<bos>pick\n'
+    with pytest.raises(InstructionError, match='empty'):
+        PromptEncoder(tokenizer, 'text').encode(' \n', None)
+    with pytest.raises(InstructionError, match='7 tokens, this policy reads 6'):
+        PromptEncoder(tokenizer, 'text', 6).encode('push!', None)
+    with pytest.raises(ValueError, match='no <bos>'):
+        PromptEncoder(Tokenizer(BPE(vocab={'a': 0}, merges=[])), 'text')
+
+
+def test_delta_scale_and_gripper():
+    joints = (
+        JointMapping('a', 'delta', scale=-2.0, offset=1.0),
+        JointMapping('grip', scale=-1.0, offset=1.0, gripper=True),
+    )
+    robot = Pi05Robot({'base_0_rgb': 'head'}, joints, 'text', 0.1, 1)
+    measured = np.array([0.4, 0.25])
+    np.testing.assert_allclose(robot.to_checkpoint(measured), [0.3, 0.75])
+    still = np.array([[0.0, 0.75], [0.1, -3.0]])
+    np.testing.assert_allclose(robot.to_targets(still, measured), [[0.4, 0.25], [0.2, 1.0]])
+
+
+def test_robot_file_errors_name_the_entry(tmp_path):
+    path = tmp_path / 'safe_pruner_ros.json'
+    for change, complaint in (
+        ({'colour': 1}, r"unknown entries \['colour'\]"),
+        ({'prompt': 'openpi'}, 'prompt must be one of'),
+        ({'views': {'ego': 'head'}}, r"views \['ego'\] are no camera slots"),
+        ({'views': {'base_0_rgb': ''}}, 'at least one camera'),
+        ({'joints': [{'name': 'a', 'mode': 'relative'}]}, "'absolute' or 'delta'"),
+        ({'joints': [{'name': 'a'}, {'name': 'a'}]}, 'unique names'),
+        ({'joints': [{'name': 'a', 'scale': 0}]}, 'scale not 0'),
+        ({'period_s': float('nan')}, 'period_s'),
+    ):
+        path.write_text(json.dumps({**ROBOT, **change}))
+        with pytest.raises(ValueError, match=complaint):
+            load_robot(tmp_path)
+    path.write_text(json.dumps({'views': {}}))
+    with pytest.raises(ValueError, match=r"missing \['execution_horizon', 'joints'"):
+        load_robot(tmp_path)
