@@ -277,13 +277,14 @@ def load_policy(
     settings: Mapping[str, Any] | None = None,
     device: str = 'cpu',
     base: Pi05Config | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Pi05Policy:
     """A policy from a checkpoint folder in openpi's or lerobot's layout, with PaliGemma's
     ``tokenizer.json`` and a ``safe_pruner_ros.json`` (`pi05_robot.py`) inside.
 
-    bfloat16 on a GPU, float32 on a CPU. ``device`` 'auto' takes a GPU where there is one;
-    ``base``: sizes that config.json does not name. The small files are read first, so that what is
-    missing shows before gigabytes are moved.
+    ``device`` 'auto' takes a GPU where there is one; ``dtype`` None is bfloat16 on a GPU, float32
+    on a CPU; ``base``: sizes that config.json does not name. The small files are read first, so
+    that what is missing shows before gigabytes are moved.
     """
     if folder == Path() or not folder.is_dir():  # Path('') is the current folder
         raise FileNotFoundError(
@@ -295,7 +296,8 @@ def load_policy(
     robot = load_robot(folder)
     statistics = load_statistics(folder, robot.statistics)
     prompt = PromptEncoder(load_tokenizer(folder), robot.prompt, robot.max_prompt_tokens)
-    dtype = torch.bfloat16 if torch.device(device).type == 'cuda' else torch.float32
+    if dtype is None:
+        dtype = torch.bfloat16 if torch.device(device).type == 'cuda' else torch.float32
     model = load_model(folder, base, device, dtype)
     return Pi05Policy(model, prompt, statistics, robot, method, settings)
 

@@ -99,6 +99,7 @@ def load_model(
         model = Pi05(config)
     own = model.state_dict()
     target = torch.device(device)
+    _check_memory(path, model, target, dtype)
     state: dict[str, torch.Tensor] = {}
     try:
         with safe_open(path, framework='pt') as file:
@@ -117,6 +118,19 @@ def load_model(
     model.load_state_dict(state, strict=True, assign=True)
     model.rebuild_constants(target)
     return model.eval().requires_grad_(False)
+
+
+def _check_memory(path: Path, model: Pi05, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ValueError before anything is moved when the weights cannot fit on the GPU."""
+    if device.type != 'cuda':
+        return
+    needed = sum(value.numel() for value in model.parameters()) * dtype.itemsize
+    free, _ = torch.cuda.mem_get_info(device)
+    if free < needed:
+        raise ValueError(
+            f'{path} needs {needed / 1e9:.2f} GB on {device} as {dtype}, {free / 1e9:.2f} GB are '
+            "free; end other programs there or use device 'cpu'"
+        )
 
 
 def _names_by_own(stored: list[str]) -> dict[str, str]:

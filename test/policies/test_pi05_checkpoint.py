@@ -117,6 +117,39 @@ def test_both_layouts_load_and_act(tmp_path, model, layout):
     assert np.isfinite(output.chunk.positions).all()
 
 
+def test_bfloat16_acts_alike_and_keeps_its_frequencies_exact(tmp_path, model):
+    folder = write(tmp_path, model)
+    image = CameraImage(np.full((28, 28, 3), 90, np.uint8), 'head', 5)
+    seen = Observation({'head': image}, ArmState(np.array([0.3, 0.5]), 5), 'open it', 5)
+    chunks = []
+    for dtype in (torch.float32, torch.bfloat16):
+        tested = load_policy(folder, 'safe_pruner', {'pruning_layer': 2}, base=BASE, dtype=dtype)
+        assert tested.model.projector.weight.dtype == dtype
+        assert tested.model.language_model.rotary_emb.inv_freq.dtype == torch.float32
+        chunks.append(tested.predict(seen).chunk.positions)
+        tested.predict(seen)
+    np.testing.assert_allclose(*chunks, atol=0.05)
+
+
+def test_full_size_has_the_parameters_of_pi05():
+    with torch.device('meta'):
+        network = Pi05(Pi05Config())
+    count = {
+        name: sum(value.numel() for value in part.parameters()) / 1e9
+        for name, part in network.named_children()
+    }
+    assert round(count['vision_tower'], 3) == 0.412
+    assert round(count['language_model'], 3) == 2.508  # 1.982 layers + 0.527 embedding
+    assert round(count['expert'], 3) == 0.428  # 0.311 layers + 0.117 adaRMS
+    assert round(sum(count.values()), 3) == 3.353
+
+
+def test_too_little_gpu_memory_is_told_before_loading(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (1000, 2000))
+    with pytest.raises(ValueError, match='needs 0.00 GB on cuda as torch.bfloat16'):
+        load_model(write(tmp_path, model), BASE, 'cuda', torch.bfloat16)
+
+
 def test_constants_are_those_of_a_fresh_network(tmp_path, model):
     loaded = load_model(write(tmp_path, model), BASE)
     buffers = dict(loaded.named_buffers())
