@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_benchmark(commands)
+    _add_replay(commands)
     return parser
 
 
@@ -109,9 +110,17 @@ def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _read_policy_file(arguments: argparse.Namespace) -> tuple[Any, dict[str, dict[str, Any]]]:
     """(PolicyConfig with the command line's changes, settings of the method the file is about)."""
+    config, configured = _read_config(arguments, 'sim')
+    return config.policy, configured
+
+
+def _read_config(
+    arguments: argparse.Namespace, robot: str
+) -> tuple[Any, dict[str, dict[str, Any]]]:
+    """The same with the whole Config, for the robot file ``robot``."""
     resources = import_module('safe_pruner_ros.ros.resources')  # no rclpy in there
     config = import_module('safe_pruner_ros.runtime.config_yaml').load_config(
-        resources.config_file('robots', 'sim'),
+        resources.config_file('robots', robot),
         resources.config_file('policies', arguments.policy_file),
     )
     changes = {'checkpoint': arguments.checkpoint, 'device': arguments.device}
@@ -120,7 +129,7 @@ def _read_policy_file(arguments: argparse.Namespace) -> tuple[Any, dict[str, dic
     method = config.pruner.method
     settings = config.pruner.settings(accepted(method))
     settings.pop('retention_ratio', None)  # the command line's
-    return policy, {method: settings}
+    return replace(config, policy=policy), {method: settings}
 
 
 # ---- demo
@@ -321,6 +330,67 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     policy, configured = _read_policy_file(arguments)
     benchmark = import_module('safe_pruner_ros.evaluation.benchmark')
     return int(benchmark.main(arguments, policy, configured))
+
+
+# ---- replay
+
+
+def _add_replay(commands: Any) -> None:
+    parser = _add(
+        commands,
+        'replay',
+        _replay,
+        'what pruning would have changed on a recording of your robot',
+        'Writes report.json, report.html and overlay.mp4. Exit code 1 when a method exceeds one '
+        'of the limits given. Needs no ROS.',
+    )
+    parser.add_argument('bag', type=Path, help='rosbag2 folder, .mcap, .db3, or ROS 1 .bag')
+    parser.add_argument(
+        '--robot-file', default='sim', help='topics and joints: a name in config/robots, or a path'
+    )
+    parser.add_argument(
+        '--map',
+        action='append',
+        default=[],
+        metavar='NAME=TOPIC',
+        help='another topic for a view, state source, sink or "instruction" of the robot file; '
+        'joint.NAME=OTHER renames a joint of the messages; repeatable',
+    )
+    parser.add_argument('--instruction', default='', help="instead of the bag's own")
+    parser.add_argument(
+        '--clock',
+        default='auto',
+        choices=('auto', 'record', 'header', 'topic'),
+        help="the node's clock: record times, header stamps, or the bag's /clock; auto: /clock "
+        'where it was recorded, else record times',
+    )
+    parser.add_argument('--methods', default='safe_pruner', help='comma separated')
+    parser.add_argument('--retention', default='0.3', help='ratios in (0, 1], comma separated')
+    parser.add_argument(
+        '--deadline-ms', type=float, default=0.0, help='of a policy step; 0: as long as the '
+        'executed actions of a chunk take'
+    )  # fmt: skip
+    for name, kind, what in (
+        ('--max-deviation-rad', float, 'of any arm joint from unpruned'),
+        ('--max-deviation-p99-rad', float, 'the same, 99th percentile'),
+        ('--max-gripper-flips', int, 'targets closed in one, open in the other'),
+        ('--max-missed-deadlines', int, 'policy steps slower than the deadline'),
+        ('--max-latency-p99-ms', float, 'of a policy step'),
+    ):
+        parser.add_argument(name, type=kind, help=f'limit: {what}')
+    parser.add_argument('--no-video', action='store_true', help='write no overlay.mp4')
+    parser.add_argument('--out', type=Path, default=Path('out/replay'), help='results folder')
+    _add_policy_arguments(parser)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    _at_least('--deadline-ms', arguments.deadline_ms, 0)
+    plan = import_module('safe_pruner_ros.evaluation.plan')
+    settings = plan.parse_settings(arguments.settings)
+    config, configured = _read_config(arguments, arguments.robot_file)
+    methods, ratios = _names(arguments.methods), _ratios(arguments.retention)
+    cells = plan.build_cells(methods, ratios, settings, configured)
+    return int(import_module('safe_pruner_ros.ros.replay').main(arguments, config, cells))
 
 
 # ---- values

@@ -205,4 +205,6 @@ def exceeded(found: Mapping[str, Any], limits: Limits) -> list[str]:
         if limit is not None and not (value is not None and value <= limit):
             shown = 'no value' if value is None else f'{value:.4g}'
             problems.append(f'{name}: {shown}, limit {limit:g}')
+    if found['failed_steps'] and any(limit is not None for limit in vars(limits).values()):
+        problems.append(f'{len(found["failed_steps"])} policy steps failed; see failed_steps')
     return problems

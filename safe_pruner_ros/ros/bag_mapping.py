@@ -55,9 +55,8 @@ def apply_map(robot: RobotConfig, mapping: Mapping[str, str], bag: Bag) -> Robot
     if unknown := sorted(set(topics) - names):
         raise ValueError(f'--map: robot {robot.name!r} has no {unknown}; it has {sorted(names)}')
     if unknown := sorted(set(joints) - set(robot.layout.names)):
-        raise ValueError(
-            f'--map: robot {robot.name!r} has no joint {unknown}; it has {list(robot.layout.names)}'
-        )
+        known = list(robot.layout.names)
+        raise ValueError(f'--map: robot {robot.name!r} has no joint {unknown}; it has {known}')
 
     def moved(item: Any) -> Any:
         changes: dict[str, Any] = {}
@@ -91,9 +90,8 @@ def check_topics(bag: Bag, robot: RobotConfig, has_instruction: bool) -> None:
     problems = []
     for camera in robot.cameras:
         wanted = COMPRESSED if camera.transport == 'compressed' else IMAGE
-        if problem := _problem(bag, camera.topic, wanted):
-            if camera.required:
-                problems.append(f'camera {camera.name!r} needs {problem}')
+        if (problem := _problem(bag, camera.topic, wanted)) and camera.required:
+            problems.append(f'camera {camera.name!r} needs {problem}')
     for source in robot.state_sources:
         if problem := _problem(bag, source.topic, STATE_TYPES[source.adapter]):
             problems.append(f'state source {source.name!r} needs {problem}')
