@@ -83,7 +83,8 @@ class Replay:
     @property
     def times_s(self) -> FloatArray:
         """Seconds since the first observation, [steps]."""
-        return (np.array(self.stamps_ns, np.int64) - self.stamps_ns[0]) * NS
+        since_ns = np.array(self.stamps_ns, np.int64) - self.stamps_ns[0]
+        return since_ns.astype(np.float64) * NS
 
     @property
     def due_ns(self) -> npt.NDArray[np.int64]:

@@ -170,7 +170,7 @@ def _hands(lane: Lane, record: Replay) -> dict[str, Any] | None:
     from safe_pruner_ros.sim.kinematics import ArmKinematics
 
     names = record.layout.names
-    found = {}
+    found: dict[str, Any] = {}
     for side in robot.SIDES:
         joints = robot.arm_joint_names(side)
         if not set(joints) <= set(names):

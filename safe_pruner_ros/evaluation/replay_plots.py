@@ -30,7 +30,8 @@ def draw_plots(record: Replay, report: Mapping[str, Any]) -> dict[str, str]:
     lanes = record.lanes[1:]
     limits = report['limits']
     plots = {}
-    with plt.rc_context({**STYLE, 'svg.hashsalt': 'replay'}):
+    style: Any = {**STYLE, 'svg.hashsalt': 'replay'}
+    with plt.rc_context(style):
         if lanes:
             plots['Deviation from the unpruned policy over time'] = _deviation(
                 record, lanes, limits
@@ -101,8 +102,9 @@ def _joints(methods: Sequence[Mapping[str, Any]], joints: Sequence[str]) -> str:
         axis.hlines(places, column('p99'), column('max'), color=colour, lw=1)
         axis.barh(places, column('p99'), 0.9 * height, color=colour, alpha=0.75,
                   label=f'{method["name"]}: p99')  # fmt: skip
+        label = 'p50 (dot), max (end of line)' if not number else None
         axis.scatter(column('p50'), places, color='white', edgecolor='#222222', s=14, lw=0.7,
-                     zorder=3, label='p50 (dot), max (end of line)' if not number else None)  # fmt: skip
+                     zorder=3, label=label)  # fmt: skip
     axis.set_yticks(range(len(joints)), joints)
     axis.set(ylim=(len(joints) - 0.4, -0.6), xlim=(0, None),
              xlabel='deviation from unpruned [rad; grippers: closed fraction]')  # fmt: skip

@@ -93,7 +93,8 @@ def render_html(report: Mapping[str, Any], plots: Mapping[str, str], has_video: 
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f'<title>safe-pruner replay</title><style>{STYLE}</style></head>\n<body>{body}</body></html>\n'
+        f'<title>safe-pruner replay</title><style>{STYLE}</style></head>\n'
+        f'<body>{body}</body></html>\n'
     )
 
 

@@ -50,7 +50,7 @@ def apply_map(robot: RobotConfig, mapping: Mapping[str, str], bag: Bag) -> Robot
     """
     topics = {n: t for n, t in mapping.items() if not n.startswith(JOINT_PREFIX)}
     joints = {n[len(JOINT_PREFIX) :]: v for n, v in mapping.items() if n.startswith(JOINT_PREFIX)}
-    items = (*robot.cameras, *robot.state_sources, *robot.sinks)
+    items: tuple[Any, ...] = (*robot.cameras, *robot.state_sources, *robot.sinks)
     names = {item.name for item in items} | {INSTRUCTION}
     if unknown := sorted(set(topics) - names):
         raise ValueError(f'--map: robot {robot.name!r} has no {unknown}; it has {sorted(names)}')

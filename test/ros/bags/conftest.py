@@ -70,8 +70,13 @@ def _episode() -> list[Entry]:
             log_ns = stamp_ns + STATE_LAG_NS
             positions = env.state().positions
             found.append(
-                Entry('/joint_states', JOINTS, log_ns, stamp_ns,
-                      {'name': names, 'position': positions})  # fmt: skip
+                Entry(
+                    '/joint_states',
+                    JOINTS,
+                    log_ns,
+                    stamp_ns,
+                    {'name': names, 'position': positions},
+                )
             )
             for sink in robot.sinks:
                 mine = [mapped.joint for mapped in sink.joints]
