@@ -107,8 +107,10 @@ def test_wrong_requests_are_one_line(recording, tmp_path, capsys, episode, kit):
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f'the public recordings are not in {DATA}')
 def test_a_real_robot_recording(tmp_path, kit, sim_config):
-    """The G1's head pictures as a bag, with invented joints. It has one camera, so all three views
-    show it, and the policy was never trained on it: the numbers say only that real data pass through."""
+    """The G1's head pictures as a bag, with invented joints: real data pass through.
+
+    The recording has one camera, so all three views show it, and the policy never saw its like.
+    """
     import av
 
     folder = DATA / 'g1_dual_arm'
