@@ -25,7 +25,7 @@ from safe_pruner_ros.policies.policy import (
     PolicySpec,
     ViewSpec,
 )
-from safe_pruner_ros.policies.pruned_decoder import run_pruned
+from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, run_pruned
 from safe_pruner_ros.policies.trace import pruning_trace
 from safe_pruner_ros.types import ActionChunk, Observation
 
@@ -90,10 +90,25 @@ class EmbeddedPolicy:
         self._pruner.reset()
         self._step = 0
 
-    @torch.inference_mode()
     def predict(self, observation: Observation) -> PolicyOutput:
-        config, layout = self._model.config, self._model.layout
         pruner = self._pruner  # `update_pruner` may replace it meanwhile
+        out, chunk, latency_ms = self._run(observation, pruner, self._step)
+        # Only a step whose action is good may shape the next ones.
+        pruner.observe(out.context, out.plan, out.attention)
+        self._step += 1
+        return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
+
+    def predict_unpruned(self, observation: Observation) -> PolicyOutput:
+        pruner = build_pruner('unpruned', len(self._model.layers))
+        out, chunk, latency_ms = self._run(observation, pruner, max(0, self._step - 1))
+        return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
+
+    @torch.inference_mode()
+    def _run(
+        self, observation: Observation, pruner: Pruner, step: int
+    ) -> tuple[DecoderOutput, ActionChunk, dict[str, float]]:
+        """Actions and latency by stage; nothing of the policy changes."""
+        config, layout = self._model.config, self._model.layout
         began = perf_counter_ns()
         words = encode_words(observation.instruction, config)
         images = torch.from_numpy(self._images(observation)).to(self._device)
@@ -118,7 +133,7 @@ class EmbeddedPolicy:
             layout,
             pruner,
             instruction_key=words.tobytes(),
-            step=self._step,
+            step=step,
             features=self._model.projector(visual.reshape(config.n_visual, -1)),
             observe=False,
         )
@@ -126,18 +141,17 @@ class EmbeddedPolicy:
         targets = self._model.actions(out.rows(layout.action)[None], joints)[0]
         chunk = self._chunk(targets, observation.stamp_ns)
         finished = perf_counter_ns()
-
-        # Only a step whose action is good may shape the next ones.
-        pruner.observe(out.context, out.plan, out.attention)
-        self._step += 1
-        latency = {
-            'preprocess': (prepared - began) / 1e6,
-            'vision': (encoded - prepared) / 1e6,
-            **out.latency_ms,
-            'head': (finished - decoded) / 1e6,
-            'total': (finished - began) / 1e6,
-        }
-        return PolicyOutput(chunk, pruning_trace(out, pruner), latency)
+        return (
+            out,
+            chunk,
+            {
+                'preprocess': (prepared - began) / 1e6,
+                'vision': (encoded - prepared) / 1e6,
+                **out.latency_ms,
+                'head': (finished - decoded) / 1e6,
+                'total': (finished - began) / 1e6,
+            },
+        )
 
     def _images(self, observation: Observation) -> npt.NDArray[np.uint8]:
         """uint8 [views, size, size, 3]; ValueError names a missing view."""

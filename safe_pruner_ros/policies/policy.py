@@ -109,6 +109,10 @@ class Policy(Protocol):
         """One policy step. Raises InstructionError, PolicyOutputError, or ValueError naming the
         missing view or joint; a failed step leaves no trace in the pruner's state."""
 
+    def predict_unpruned(self, observation: Observation) -> PolicyOutput:
+        """The latest policy step over again with every token (and, where actions are drawn at
+        random, with the same noise). Leaves no trace: the next `predict` is as without it."""
+
     def force_keyframe(self) -> None:
         """Run the next step unpruned."""
 

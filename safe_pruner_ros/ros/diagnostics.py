@@ -53,6 +53,7 @@ class NodeFacts:
     steps: int = 0
     key_timesteps: int = 0
     execution_period_ms: float = math.nan
+    audit_limit_rad: float = 0.0
     profile: str = ''
 
 
@@ -67,13 +68,14 @@ class Check:
 
 
 def checks(facts: NodeFacts) -> list[Check]:
-    """State first, then cameras, joints, policy, pruning, commands and the node itself."""
+    """State first, then cameras, joints, policy, pruning, audit, actions, commands, the node."""
     lines = [_state(facts)]
     for source in facts.loop.sources:
         lines.append(
             _camera(facts, source) if source.name in facts.views else _joints(facts, source)
         )
-    return [*lines, _policy(facts), _pruning(facts), _commands(facts), _node(facts)]
+    own = (_policy, _pruning, _audit, _actions, _commands, _node)
+    return [*lines, *(line(facts) for line in own)]
 
 
 def to_message(lines: Sequence[Check], robot: str, now_ns: int) -> DiagnosticArray:
@@ -208,11 +210,75 @@ def _pruning(facts: NodeFacts) -> Check:
         'keyframe_rate': rate,
         'attention_similarity': trace.attention_similarity,
         'steps_since_keyframe': trace.steps_since_keyframe,
+        'target_retention_ratio': facts.loop.retention.ratio,
+        'retention_reason': facts.loop.retention.reason,
     }
     if trace.fallback:
         return Check('pruning', WARN, f'all tokens are kept: {trace.fallback}', values)
+    if facts.loop.retention.warning:
+        return Check('pruning', WARN, facts.loop.retention.warning, values)
     text = f'{trace.method}: {trace.n_retained} of {trace.n_visual} tokens, {rate:.0%} keyframes'
     return Check('pruning', OK, text, values)
+
+
+def _audit(facts: NodeFacts) -> Check:
+    audit, counts = facts.loop.audit, facts.loop.audit_counts
+    values: dict[str, object] = {
+        'audits': counts.done,
+        'postponed': counts.postponed,
+        'overran': counts.overran,
+        'above_limit': counts.above_limit,
+    }
+    if facts.loop.audit_failure:
+        text = (
+            f'the unpruned policy failed: {facts.loop.audit_failure}; the traceback is in the '
+            'log. No more audits until ~/reset'
+        )
+        return Check('audit', WARN, text, values)
+    if audit is None:
+        if counts.postponed:
+            text = (
+                'no audit so far: an unpruned step does not fit between two policy steps. Raise '
+                'policy.execution_horizon, or judge pruning on recordings (safe-pruner replay)'
+            )
+            return Check('audit', OK, text, values)
+        return Check('audit', OK, 'no audit so far', values)
+    deviation = audit.deviation
+    values |= {
+        'policy_step': audit.step,
+        'arms_deviation_rad': deviation.arms_rad,
+        'grippers_deviation': deviation.grippers,
+        'gripper_flips': deviation.gripper_flips,
+        'end_effectors_deviation_mm': deviation.end_effectors_mm,
+        'latency_ms': audit.latency_ms,
+    }
+    text = f'pruned and unpruned actions differ by {deviation.arms_rad:.3f} rad'
+    if not math.isnan(deviation.end_effectors_mm):
+        text += f', {deviation.end_effectors_mm:.0f} mm'
+    limit = facts.audit_limit_rad
+    if limit and not deviation.arms_rad <= limit:
+        text += (
+            f' (limit {limit:g} rad), retention_ratio is {facts.loop.retention.ratio:g} now. If '
+            'it goes on, raise pruner.retention_ratio or pruner.similarity_threshold'
+        )
+        return Check('audit', WARN, text, values)
+    return Check('audit', OK, text, values)
+
+
+def _actions(facts: NodeFacts) -> Check:
+    loop = facts.loop
+    values: dict[str, object] = {
+        'action_age_ms p50': loop.action_age_ms.p50,
+        'action_age_ms p99': loop.action_age_ms.p99,
+        'seam_position_jump_rad p50': loop.seam_jump_rad.p50,
+        'seam_position_jump_rad p99': loop.seam_jump_rad.p99,
+        'seams': loop.action_age_ms.count,
+        'starved_ticks': loop.starved_ticks,
+    }
+    if loop.action_age_ms.count == 0:
+        return Check('actions', OK, 'no action was commanded yet', values)
+    text = f'{loop.action_age_ms.p50:.0f} ms from camera to first command'
+    return Check('actions', OK, text, values)
 
 
 def _commands(facts: NodeFacts) -> Check:

@@ -9,12 +9,19 @@ from rclpy.publisher import Publisher
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
-from safe_pruner_ros.msg import ActionChunk, KeyframeEvent, PruningStatus, SaliencyMap
+from safe_pruner_ros.msg import (
+    ActionChunk,
+    KeyframeEvent,
+    PruningStatus,
+    SaliencyMap,
+    ShadowAudit,
+)
 from safe_pruner_ros.policies.policy import PolicySpec, ViewSpec
 from safe_pruner_ros.ros import report_messages as messages
 from safe_pruner_ros.ros.command_sinks import CommandSink
 from safe_pruner_ros.ros.conversions import camera_image_to_message
 from safe_pruner_ros.runtime.overlay import overlay
+from safe_pruner_ros.runtime.shadow_audit import Audit, AuditCounts
 from safe_pruner_ros.runtime.step_report import StepReport
 from safe_pruner_ros.types import CameraImage, JointCommand
 
@@ -28,6 +35,7 @@ class StepPublishers:
         self._status = node.create_publisher(PruningStatus, '~/status', 10)
         self._keyframe = node.create_publisher(KeyframeEvent, '~/keyframe', 10)
         self._chunk = node.create_publisher(ActionChunk, '~/action_chunk', 10)
+        self._audit = node.create_publisher(ShadowAudit, '~/audit', 10)
         self._saliency = {
             view.name: node.create_publisher(SaliencyMap, f'~/saliency/{view.name}', 2)
             for view in spec.views
@@ -38,7 +46,7 @@ class StepPublishers:
         }
 
     def destroy(self) -> None:
-        singles = (self._status, self._keyframe, self._chunk)
+        singles = (self._status, self._keyframe, self._chunk, self._audit)
         for publisher in (*singles, *self._saliency.values(), *self._overlay.values()):
             self._node.destroy_publisher(publisher)
 
@@ -52,6 +60,9 @@ class StepPublishers:
                 _send(self._saliency[view.name], saliency)
             if self._overlay[view.name].get_subscription_count():
                 _send(self._overlay[view.name], self._draw(report, view))
+
+    def publish_audit(self, audit: Audit, counts: AuditCounts) -> None:
+        self._audit.publish(messages.audit_message(audit, counts))
 
     def _draw(self, report: StepReport, view: ViewSpec) -> Image | None:
         trace = report.trace

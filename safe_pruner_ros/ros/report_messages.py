@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from safe_pruner_ros.msg import ActionChunk, KeyframeEvent, PruningStatus, SaliencyMap
+from safe_pruner_ros.msg import (
+    ActionChunk,
+    KeyframeEvent,
+    PruningStatus,
+    SaliencyMap,
+    ShadowAudit,
+)
 from safe_pruner_ros.policies.policy import PruningTrace, ViewSpec
 from safe_pruner_ros.ros.conversions import NS_PER_S, ns_to_stamp
+from safe_pruner_ros.runtime.shadow_audit import Audit, AuditCounts
 from safe_pruner_ros.runtime.step_report import StepReport
 
 _KEYFRAME_REASONS = {
@@ -70,8 +77,43 @@ def status_message(report: StepReport, now_ns: int) -> PruningStatus | None:
     msg.latency_total_ms = _stage(latency, 'total')
     msg.observation_stamp = ns_to_stamp(report.observation_stamp_ns)
     msg.observation_age_s = (now_ns - report.observation_stamp_ns) / NS_PER_S
+    _fill_age(msg, report)
     msg.pruning_fallback = bool(trace.fallback)
     msg.pruning_fallback_reason = trace.fallback
+    return msg
+
+
+def _fill_age(msg: PruningStatus, report: StepReport) -> None:
+    timing, seam, retention = report.timing, report.seam, report.retention
+    if timing is not None:
+        msg.image_received_stamp = ns_to_stamp(timing.received_ns)
+        msg.assembled_stamp = ns_to_stamp(timing.assembled_ns)
+        msg.policy_start_stamp = ns_to_stamp(timing.started_ns)
+        msg.policy_end_stamp = ns_to_stamp(timing.finished_ns)
+    msg.seam_action_age_s = msg.seam_position_jump_rad = msg.seam_velocity_jump_rad_s = math.nan
+    if seam is not None:
+        msg.seam_observation_stamp = ns_to_stamp(seam.observation_stamp_ns)
+        msg.seam_first_command_stamp = ns_to_stamp(seam.first_command_ns)
+        msg.seam_action_age_s = seam.action_age_s
+        msg.seam_position_jump_rad = seam.position_jump_rad
+        msg.seam_velocity_jump_rad_s = seam.velocity_jump_rad_s
+    msg.starved_ticks = report.starved_ticks
+    msg.target_retention_ratio = math.nan if retention is None else retention.ratio
+    msg.retention_reason = '' if retention is None else retention.reason
+
+
+def audit_message(audit: Audit, counts: AuditCounts) -> ShadowAudit:
+    msg = ShadowAudit()
+    msg.header.stamp = ns_to_stamp(audit.observation_stamp_ns)
+    msg.policy_step = audit.step
+    msg.n_visual, msg.n_retained = audit.n_visual, audit.n_retained
+    msg.arms_deviation_rad = audit.deviation.arms_rad
+    msg.grippers_deviation = audit.deviation.grippers
+    msg.gripper_flips = audit.deviation.gripper_flips
+    msg.end_effectors_deviation_mm = audit.deviation.end_effectors_mm
+    msg.latency_ms = audit.latency_ms
+    msg.overran = audit.overran
+    msg.audits, msg.above_limit = counts.done, counts.above_limit
     return msg
 
 

@@ -26,6 +26,7 @@ from safe_pruner_ros.ros.resources import fastdds_profile
 from safe_pruner_ros.runtime.codes import Code
 from safe_pruner_ros.runtime.config import Config, check_policy_fits
 from safe_pruner_ros.runtime.control_loop import ControlLoop
+from safe_pruner_ros.runtime.shadow_audit import Audit
 from safe_pruner_ros.runtime.step_report import StepReport
 
 POLL_PERIOD_S = 0.005
@@ -56,8 +57,13 @@ class Session:
         self.warm_up_ms = startup.warm_up(self.policy, config.robot.layout, instruction)
         runtime = config.runtime
         self.loop = ControlLoop(
-            config, self.policy, lambda: self.now_ns(), guard.wrap('policy step', self._on_report)
+            config,
+            self.policy,
+            lambda: self.now_ns(),
+            guard.wrap('policy step', self._on_report),
+            on_audit=guard.wrap('audit', self._on_audit),
         )
+        self._logged_ratio = config.pruner.retention_ratio
         self._rivals = ''
         self._paused_by_user = False
         self._lock = threading.Lock()
@@ -172,6 +178,8 @@ class Session:
         """Live parameters. Raises ValueError if the policy cannot follow."""
         if config.pruner != self.config.pruner:
             startup.update_pruner(self.policy, config)
+            if config.pruner.retention_ratio != self.config.pruner.retention_ratio:
+                self.loop.retention.set_base(config.pruner.retention_ratio)
             self.config = config
         if instruction is not None:
             refused = self.loop.set_instruction(instruction)
@@ -204,6 +212,7 @@ class Session:
             steps=steps,
             key_timesteps=keys,
             execution_period_ms=1e3 * horizon * (config.policy.period_s or spec.period_s),
+            audit_limit_rad=config.runtime.audit.max_deviation_rad,
             profile=str(fastdds_profile()),
         )
 
@@ -215,8 +224,20 @@ class Session:
                 self._steps += 1
                 self._key_timesteps += report.trace.is_key_timestep
         self._steps_out.publish(report, self.now_ns())
+        self._log_retention()
         if report.error is not None:
             self._log_error(report)
+
+    def _on_audit(self, audit: Audit) -> None:
+        """After every shadow audit, in the worker thread."""
+        self._steps_out.publish_audit(audit, self.loop.audit.counts)
+        self._log_retention()
+
+    def _log_retention(self) -> None:
+        state = self.loop.retention.state
+        if state.ratio != self._logged_ratio:
+            self._node.get_logger().warning(f'retention_ratio {state.ratio:g}: {state.reason}')
+            self._logged_ratio = state.ratio
 
     def _log_error(self, report: StepReport) -> None:
         assert report.error is not None

@@ -7,7 +7,9 @@ difference between the two at that moment is faded out, so that no command jumps
 
 from __future__ import annotations
 
+import math
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,11 +19,29 @@ from safe_pruner_ros.runtime.stamps import CLOCK_JUMP_NS, seconds
 from safe_pruner_ros.types import ActionChunk, FloatArray, JointCommand, JointLayout
 
 
+@dataclass(frozen=True)
+class Seam:
+    """Where one chunk took over: stamps of its observation and of its first command (node clock,
+    ns), and what the cross-fade had to smooth, the largest over the arm joints: the step in
+    position [rad] and in velocity [rad/s]. NaN when nothing was sent before."""
+
+    observation_stamp_ns: int
+    first_command_ns: int
+    position_jump_rad: float
+    velocity_jump_rad_s: float
+
+    @property
+    def action_age_s(self) -> float:
+        """From capture to the first command that answers it."""
+        return seconds(self.first_command_ns - self.observation_stamp_ns)
+
+
 class ActionBuffer:
     """Thread safe: the worker pushes, the control timer reads."""
 
     def __init__(self, layout: JointLayout, config: ActionConfig, control_period_ns: int) -> None:
         self._names = layout.names
+        self._arms = np.array([joint.kind == 'arm' for joint in layout.joints])
         self._config = config
         self._control_period_ns = control_period_ns
         self._lock = threading.Lock()
@@ -29,6 +49,9 @@ class ActionBuffer:
         self._sent: tuple[int, FloatArray] | None = None
         self._seam_ns = 0
         self._seam_offset: FloatArray | None = None
+        self._jumps: tuple[float, float] | None = None  # of the chunk nobody was commanded by yet
+        self.last_seam: Seam | None = None
+        self.starved_ticks = 0
 
     def push(
         self, chunk: ActionChunk, now_ns: int, anchor: FloatArray | None = None
@@ -54,11 +77,26 @@ class ActionBuffer:
                 return Reason(
                     Code.ACTION_OUT_OF_ORDER, 'actions answer an older observation than the last'
                 )
+            self._jumps = self._measure_jumps(self._path, path)
             self._path, self._seam_offset = path, None
             if self._sent is not None and self._config.fade_s > 0:
                 self._seam_ns, sent = self._sent
                 self._seam_offset = sent - path.at(self._seam_ns)
         return None
+
+    def _measure_jumps(self, before: _Path | None, after: _Path) -> tuple[float, float]:
+        """Steps in position [rad] and velocity [rad/s] if ``after`` took over without a fade."""
+        if self._sent is None:
+            return math.nan, math.nan
+        seam_ns, sent = self._sent
+        velocity = after.velocity(seam_ns)
+        if before is not None and seam_ns <= before.end_ns:
+            velocity = velocity - before.velocity(seam_ns)
+        position = after.at(seam_ns) - sent
+        return (
+            float(np.abs(position[self._arms]).max(initial=0.0)),
+            float(np.abs(velocity[self._arms]).max(initial=0.0)),
+        )
 
     def _checked(self, chunk: ActionChunk, anchor: FloatArray | None) -> _Path | Reason:
         if sorted(chunk.joint_names) != sorted(self._names):
@@ -90,7 +128,10 @@ class ActionBuffer:
         """
         with self._lock:
             path = self._path
-            if path is None or now_ns > path.end_ns + self._control_period_ns:
+            if path is None:
+                return None
+            if now_ns > path.end_ns + self._control_period_ns:
+                self.starved_ticks += 1
                 return None
             if seconds(now_ns - path.start_ns) > self._config.max_action_age_s:
                 return None
@@ -109,16 +150,35 @@ class ActionBuffer:
         with self._lock:
             self._sent = None if positions is None else (now_ns, positions)
 
+    def note_commanded(self, now_ns: int) -> None:
+        """A command of the current chunk was sent; the first one completes `last_seam`."""
+        with self._lock:
+            if self._jumps is not None and self._path is not None:
+                self.last_seam = Seam(self._path.start_ns, now_ns, *self._jumps)
+                self._jumps = None
+
     def consumed(self, now_ns: int, execution_horizon: int) -> bool:
         """Whether a new chunk is due: none is there, or ``execution_horizon`` actions are over."""
+        return self.slack_ns(now_ns, execution_horizon) <= 0
+
+    def slack_ns(self, now_ns: int, execution_horizon: int) -> int:
+        """Time until a new chunk is due; 0 when there is none."""
         with self._lock:
             path = self._path
-            return path is None or now_ns >= path.start_ns + execution_horizon * path.period_ns
+            if path is None:
+                return 0
+            return max(0, path.start_ns + execution_horizon * path.period_ns - now_ns)
 
     def flush(self) -> None:
         """Drop the chunk; the next `command` is None."""
         with self._lock:
-            self._path, self._seam_offset = None, None
+            self._path = self._seam_offset = self._jumps = None
+
+    def reset(self) -> None:
+        """`flush`, and forget seams and counts (start of an episode)."""
+        self.flush()
+        with self._lock:
+            self._sent, self.last_seam, self.starved_ticks = None, None, 0
 
 
 class _Path:
@@ -141,3 +201,13 @@ class _Path:
             before + 1
         ]
         return mixed
+
+    def velocity(self, now_ns: int) -> FloatArray:
+        """Slope per second at ``now_ns``; zero before the first and after the last waypoint."""
+        place = (now_ns - self.start_ns) / self.period_ns
+        if not 0.0 <= place < len(self._waypoints) - 1.0:
+            return np.zeros(self._waypoints.shape[1])
+        before = int(place)
+        rise = self._waypoints[before + 1] - self._waypoints[before]
+        slope: FloatArray = rise / seconds(self.period_ns)
+        return slope

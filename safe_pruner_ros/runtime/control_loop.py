@@ -9,14 +9,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from safe_pruner_ros.policies.policy import Policy
-from safe_pruner_ros.runtime.action_buffer import ActionBuffer
+from safe_pruner_ros.runtime.action_buffer import ActionBuffer, Seam
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.command_guard import CommandGuard, GuardVerdict
 from safe_pruner_ros.runtime.config import Config, check_policy_fits
 from safe_pruner_ros.runtime.inference_worker import InferenceWorker
 from safe_pruner_ros.runtime.observation_buffer import ObservationBuffer, SourceStatistics
+from safe_pruner_ros.runtime.retention_control import RetentionController, RetentionState
+from safe_pruner_ros.runtime.shadow_audit import (
+    Audit,
+    AuditCounts,
+    ForwardKinematics,
+    ShadowAudit,
+)
 from safe_pruner_ros.runtime.stamps import CLOCK_JUMP_NS, seconds
-from safe_pruner_ros.runtime.step_report import LatencyStatistics, StepReport
+from safe_pruner_ros.runtime.step_report import RollingStatistics, StepReport
 from safe_pruner_ros.types import CameraImage
 
 LoopState = Literal['RUN', 'HOLD', 'FAULT']
@@ -33,8 +40,15 @@ class LoopStatus:
     sources: tuple[SourceStatistics, ...]
     instruction: str
     policy_step: int
-    policy_step_ms: LatencyStatistics
-    command_period_ms: LatencyStatistics
+    policy_step_ms: RollingStatistics
+    command_period_ms: RollingStatistics
+    action_age_ms: RollingStatistics
+    seam_jump_rad: RollingStatistics
+    starved_ticks: int
+    retention: RetentionState
+    audit: Audit | None
+    audit_counts: AuditCounts
+    audit_failure: str
     last_report: StepReport | None
 
 
@@ -54,6 +68,8 @@ class ControlLoop:
         clock: Callable[[], int],
         on_report: Callable[[StepReport], None] = lambda report: None,
         steady: Callable[[], int] = time.monotonic_ns,
+        on_audit: Callable[[Audit], None] = lambda audit: None,
+        kinematics: ForwardKinematics | None = None,
     ) -> None:
         check_policy_fits(policy.spec, config.robot)
         runtime = config.runtime
@@ -62,6 +78,11 @@ class ControlLoop:
             config.robot.layout, runtime.actions, runtime.control_period_ns
         )
         self.guard = CommandGuard(config.robot, runtime.guard, runtime.control_rate_hz)
+        horizon = config.policy.execution_horizon or policy.spec.execution_horizon
+        self.audit = ShadowAudit(runtime.audit, config.robot.layout, horizon, kinematics)
+        self.retention = RetentionController(
+            runtime.retention, runtime.audit, config.pruner.retention_ratio
+        )
         self.worker = InferenceWorker(
             policy,
             self.buffer,
@@ -72,9 +93,15 @@ class ControlLoop:
             self._report,
             self.guard.take_counts,
             steady,
+            self.audit,
+            None if config.pruner.method == 'unpruned' else self.retention,
+            on_audit,
         )
-        self.policy_step_ms = LatencyStatistics()
-        self.command_period_ms = LatencyStatistics()
+        self.policy_step_ms = RollingStatistics()
+        self.command_period_ms = RollingStatistics()
+        self.action_age_ms = RollingStatistics()
+        self.seam_jump_rad = RollingStatistics()
+        self._seam: Seam | None = None
         self._on_report = on_report
         self._steady = steady
         self._max_clock_stop_s = runtime.worker.max_clock_stop_s
@@ -97,7 +124,7 @@ class ControlLoop:
         stopped = self.worker.stop(timeout_s)
         self.buffer.clear()
         self.guard.reset()
-        self.actions.executed(None, 0)
+        self.actions.reset()
         return stopped
 
     # ---- callbacks
@@ -150,8 +177,21 @@ class ControlLoop:
         verdict = self.guard.check(command, self.buffer.state(), now_ns, reasons)
         sent = verdict.command
         self.actions.executed(None if sent is None else sent.positions, now_ns)
+        if command is not None and verdict.action != 'hold':
+            self.actions.note_commanded(now_ns)
+            self._note_seam()
         self._verdict = verdict
         return verdict
+
+    def _note_seam(self) -> None:
+        """Into the statistics, once per chunk."""
+        seam = self.actions.last_seam
+        if seam is None or seam is self._seam:
+            return
+        self._seam = seam
+        self.action_age_ms.add(seam.action_age_s * 1e3)
+        if math.isfinite(seam.position_jump_rad):
+            self.seam_jump_rad.add(seam.position_jump_rad)
 
     def _measure_period(self) -> None:
         steady_ns = self._steady()
@@ -187,7 +227,7 @@ class ControlLoop:
         self.worker.reset()
         self.buffer.clear()
         self.guard.reset()
-        self.actions.executed(None, 0)
+        self.actions.reset()
 
     def pause(self) -> None:
         """Hold the arms and compute nothing."""
@@ -219,6 +259,13 @@ class ControlLoop:
             policy_step=report.step if report else 0,
             policy_step_ms=self.policy_step_ms,
             command_period_ms=self.command_period_ms,
+            action_age_ms=self.action_age_ms,
+            seam_jump_rad=self.seam_jump_rad,
+            starved_ticks=self.actions.starved_ticks,
+            retention=self.retention.state,
+            audit=self.audit.last,
+            audit_counts=self.audit.counts,
+            audit_failure=self.audit.failure,
             last_report=report,
         )
 

@@ -20,13 +20,16 @@ from safe_pruner_ros.policies.policy import (
     Policy,
     PolicyOutput,
     PolicyOutputError,
+    PruningTrace,
 )
 from safe_pruner_ros.runtime.action_buffer import ActionBuffer
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import PolicyConfig, WorkerConfig
 from safe_pruner_ros.runtime.observation_buffer import NotReady, ObservationBuffer, Snapshot
+from safe_pruner_ros.runtime.retention_control import RetentionController
+from safe_pruner_ros.runtime.shadow_audit import Audit, ShadowAudit
 from safe_pruner_ros.runtime.stamps import NS_PER_S, seconds
-from safe_pruner_ros.runtime.step_report import StepReport
+from safe_pruner_ros.runtime.step_report import StepReport, StepTiming
 
 POLL_S = 0.05  # the thread looks this often even if nothing wakes it
 _log = logging.getLogger(__name__)
@@ -40,8 +43,9 @@ class _Failure:
 
 class InferenceWorker:
     """``clock`` reads the node clock (ns), ``steady`` a monotonic one. ``on_report`` is called in
-    the worker thread after every policy step; what it raises is caught and logged.
-    The policy is touched by this thread alone, once `start` was called."""
+    the worker thread after every policy step, ``on_audit`` after every shadow audit; what they
+    raise is caught and logged. The policy is touched by this thread alone, once `start` was
+    called. Without ``audit`` nothing is audited, without ``retention`` the ratio never changes."""
 
     def __init__(
         self,
@@ -54,8 +58,12 @@ class InferenceWorker:
         on_report: Callable[[StepReport], None],
         take_verdicts: Callable[[], Mapping[str, int]] = dict,
         steady: Callable[[], int] = time.monotonic_ns,
+        audit: ShadowAudit | None = None,
+        retention: RetentionController | None = None,
+        on_audit: Callable[[Audit], None] = lambda audit: None,
     ) -> None:
         self._policy, self._buffer, self._actions = policy, buffer, actions
+        self._audit, self._retention, self._on_audit = audit, retention, on_audit
         self._config, self._clock, self._steady = config, clock, steady
         self._on_report, self._take_verdicts = on_report, take_verdicts
         horizon = policy_config.execution_horizon or policy.spec.execution_horizon
@@ -185,13 +193,51 @@ class InferenceWorker:
         snapshot = self._buffer.snapshot(now_ns)
         if isinstance(snapshot, NotReady) or not self._is_new(snapshot):
             return None
-        report = self._policy_step(snapshot)
+        report = self._policy_step(snapshot, now_ns)
         self._last_report = report
         try:
             self._on_report(report)
         except Exception:
             _log.exception('report of policy step %d', report.step)
+        if report.succeeded and report.trace is not None:
+            self._adapt_retention(report, report.trace)
+            self._audit_step(report, report.trace)
         return report
+
+    def _adapt_retention(self, report: StepReport, trace: PruningTrace) -> None:
+        if self._retention is not None:
+            total_ms = report.latency_ms['total']
+            self._set_retention(self._retention.note_step(total_ms, trace.is_key_timestep))
+
+    def _set_retention(self, ratio: float | None) -> None:
+        if ratio is not None:
+            self._policy.update_pruner(retention_ratio=ratio)
+
+    def _audit_step(self, report: StepReport, trace: PruningTrace) -> None:
+        """Compare this step with the unpruned policy, if that fits before the next one."""
+        audit, chunk = self._audit, report.chunk
+        if audit is None or chunk is None:
+            return
+        is_full = trace.n_retained == trace.n_visual
+        audit.note_step(report.latency_ms['total'], is_full)
+        slack_ms = self._actions.slack_ns(self._clock(), self._horizon) * 1e-6
+        if not audit.is_due(slack_ms, is_full):
+            return
+        self._busy_since_ns = self._steady()
+        try:
+            done = audit.run(self._policy, report, chunk, slack_ms)
+        except Exception as error:  # the arms do not depend on it
+            _log.exception('audit of policy step %d', report.step)
+            audit.note_failure(f'{type(error).__name__}: {error}')
+            return
+        finally:
+            self._busy_since_ns = None
+        if self._retention is not None:
+            self._set_retention(self._retention.note_audit(done.deviation.arms_rad))
+        try:
+            self._on_audit(done)
+        except Exception:
+            _log.exception('report of the audit of policy step %d', report.step)
 
     def _is_new(self, snapshot: Snapshot) -> bool:
         """Whether this observation was not used yet, nor its instruction refused."""
@@ -199,10 +245,11 @@ class InferenceWorker:
             return False
         return (snapshot.generation, snapshot.observation.stamp_ns) != self._last_used
 
-    def _policy_step(self, snapshot: Snapshot) -> StepReport:
+    def _policy_step(self, snapshot: Snapshot, assembled_ns: int) -> StepReport:
         observation = snapshot.observation
         self._last_used = (snapshot.generation, observation.stamp_ns)
         self._busy_since_ns = self._steady()
+        started_ns = self._clock()
         began = time.perf_counter_ns()
         try:
             outcome = self._predict(snapshot)
@@ -242,6 +289,16 @@ class InferenceWorker:
             verdicts=dict(self._take_verdicts()),
             error=error,
             traceback=failure.traceback if failure else '',
+            timing=StepTiming(
+                observation.stamp_ns,
+                snapshot.received_ns,
+                assembled_ns,
+                started_ns,
+                finished_ns,
+            ),
+            seam=self._actions.last_seam,
+            starved_ticks=self._actions.starved_ticks,
+            retention=None if self._retention is None else self._retention.state,
         )
 
     def _predict(self, snapshot: Snapshot) -> PolicyOutput | _Failure:
@@ -251,6 +308,8 @@ class InferenceWorker:
                 self._reset_pending = False
                 self._step = 0
                 self._policy.reset()
+                if self._audit is not None:
+                    self._audit.reset()
             if self._keyframe_pending:
                 self._keyframe_pending = False
                 self._policy.force_keyframe()

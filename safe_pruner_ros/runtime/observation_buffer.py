@@ -40,11 +40,15 @@ class NotReady:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An Observation, the generation it belongs to, and warnings (old view, skew, ...)."""
+    """An Observation, the generation it belongs to, and warnings (old view, skew, ...).
+
+    ``received_ns``: node clock when the last of its images arrived.
+    """
 
     observation: Observation
     generation: int
     warnings: tuple[Reason, ...] = ()
+    received_ns: int = 0
 
 
 class ObservationBuffer:
@@ -149,7 +153,8 @@ class ObservationBuffer:
                 instruction=self._instruction,
                 stamp_ns=min(moment_ns, state.stamp_ns),
             )
-            return Snapshot(observation, self._generation, self._warnings(now_ns))
+            received_ns = max(stored.receive_ns for stored in images.values())
+            return Snapshot(observation, self._generation, self._warnings(now_ns), received_ns)
 
     def readiness(self, now_ns: int) -> NotReady | None:
         """As `snapshot`, without building one; None means ready. Cheap: for the control timer."""

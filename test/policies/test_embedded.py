@@ -124,6 +124,18 @@ def test_live_settings_take_effect_and_bad_ones_change_nothing() -> None:
     assert tested.predict(observation(seed=2)).trace.n_retained == 96
 
 
+def test_an_audit_is_the_unpruned_policy_and_leaves_no_trace() -> None:
+    audited, alone = policy(retention_ratio=0.2), policy(retention_ratio=0.2)
+    for seed in range(4):
+        seen = observation(seed=seed)
+        pruned = audited.predict(seen)
+        unpruned = audited.predict_unpruned(seen)
+        assert unpruned.trace.n_retained == unpruned.trace.n_visual
+        expected = policy('unpruned').predict(seen).chunk.positions
+        assert np.array_equal(unpruned.chunk.positions, expected)
+        assert np.array_equal(pruned.chunk.positions, alone.predict(seen).chunk.positions)
+
+
 def test_case_and_punctuation_do_not_matter() -> None:
     plain = encode_words('put the red block in the tray', CONFIG)
     assert np.array_equal(encode_words('Put the RED block, in the tray!', CONFIG), plain)

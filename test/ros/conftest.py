@@ -15,7 +15,7 @@ os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,16 @@ class FakePolicy:
     def reset(self) -> None:
         self.resets += 1
 
-    def update_pruner(self, retention_ratio: float, similarity_threshold: float) -> None:
+    def predict_unpruned(self, observation: Observation) -> PolicyOutput:
+        """As `predict`, with 0.01 rad more on every arm joint."""
+        output = self.predict(observation)
+        self.observations.pop()
+        arms = [not name.endswith('gripper') for name in self.joint_names]
+        rows = output.chunk.positions.copy()
+        rows[:, arms] += 0.01
+        return replace(output, chunk=replace(output.chunk, positions=rows))
+
+    def update_pruner(self, retention_ratio: float, **others: float) -> None:
         self.ratio = retention_ratio
 
 
@@ -137,7 +146,7 @@ class Robot:
         from trajectory_msgs.msg import JointTrajectory
 
         from safe_pruner_ros.msg import ActionChunk as ChunkMsg
-        from safe_pruner_ros.msg import KeyframeEvent, PruningStatus, SaliencyMap
+        from safe_pruner_ros.msg import KeyframeEvent, PruningStatus, SaliencyMap, ShadowAudit
 
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
@@ -162,6 +171,7 @@ class Robot:
             '/safe_pruner/status': PruningStatus,
             '/safe_pruner/keyframe': KeyframeEvent,
             '/safe_pruner/action_chunk': ChunkMsg,
+            '/safe_pruner/audit': ShadowAudit,
             '/safe_pruner/saliency/wrist': SaliencyMap,
             '/safe_pruner/overlay/head': Image,
         }

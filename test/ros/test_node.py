@@ -37,7 +37,7 @@ def test_the_node_drives_the_robot_and_says_what_it_prunes(bench) -> None:
     assert (saliency.rows, saliency.cols, len(saliency.retained)) == (4, 4, 16)
     assert len(saliency.early_saliency) == 16 and len(saliency.forecast_saliency) == 0
     assert received['/safe_pruner/overlay/head'][-1].encoding == 'rgb8'
-    names = 'state|camera head|camera wrist|joints body|policy|pruning|commands|node'
+    names = 'state|camera head|camera wrist|joints body|policy|pruning|audit|actions|commands|node'
     bench.wait_for(
         lambda: all(
             robot.diagnostics[f'safe_pruner: {name}'][0] == 0 for name in names.split('|')
@@ -45,6 +45,33 @@ def test_the_node_drives_the_robot_and_says_what_it_prunes(bench) -> None:
         5.0,
         lambda: f'no complaint in {robot.diagnostics}',
     )
+
+
+def test_age_of_the_actions_seams_and_audits_are_published(bench) -> None:
+    robot = bench.run(runtime__audit__every_steps=2, runtime__audit__first_ms=1.0,
+                      runtime__audit__max_deviation_rad=0.005)  # fmt: skip
+    received = robot.received
+    bench.wait_for(lambda: len(received['/safe_pruner/audit']) >= 2, 8.0, 'audits')
+    audit = received['/safe_pruner/audit'][0]
+    assert audit.arms_deviation_rad == pytest.approx(0.01)
+    assert (audit.n_visual, audit.n_retained, audit.above_limit) == (32, 8, 1)
+    assert np.isnan(audit.end_effectors_deviation_mm)
+    text = robot.diagnostics
+    bench.wait_for(lambda: text['safe_pruner: audit'][0] == 1, 3.0, 'a warning')
+    assert 'differ by 0.010 rad (limit 0.005 rad)' in text['safe_pruner: audit'][1]
+
+    before = len(received['/safe_pruner/status'])
+    bench.wait_for(lambda: len(received['/safe_pruner/status']) > before + 2, 5.0, 'status')
+    status = received['/safe_pruner/status'][-1]
+    assert status.target_retention_ratio > 0.3 and 'an audit found' in status.retention_reason
+    stamps = [status.observation_stamp, status.image_received_stamp, status.assembled_stamp,
+              status.policy_start_stamp, status.policy_end_stamp, status.header.stamp]  # fmt: skip
+    nanoseconds = [stamp.sec * 10**9 + stamp.nanosec for stamp in stamps]
+    assert nanoseconds == sorted(nanoseconds) and nanoseconds[0] > 0
+    assert 0 < status.seam_action_age_s < 1.0 and status.seam_position_jump_rad < 0.5
+    first = status.seam_first_command_stamp
+    assert 0 < first.sec * 10**9 + first.nanosec < nanoseconds[-1]
+    assert 'ms from camera to first command' in text['safe_pruner: actions'][1]
 
 
 def test_deactivate_ends_output_and_the_node_can_start_again(bench) -> None:

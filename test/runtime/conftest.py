@@ -98,6 +98,10 @@ class ScriptedPolicy:
         self.script = script or (lambda obs: np.tile(obs.state.positions, (chunk, 1)))
         self.observations: list[object] = []
         self.resets = self.keyframes = 0
+        self.is_key = self.is_full = False
+        self.unpruned = self.script
+        self.audited: list[object] = []
+        self.ratios: list[float] = []
 
     def check_instruction(self, instruction: str) -> None: ...
 
@@ -105,8 +109,19 @@ class ScriptedPolicy:
         self.observations.append(observation)
         rows = np.asarray(self.script(observation), float)
         chunk = ActionChunk(rows, self.spec.joint_names, observation.stamp_ns, 100 * MS)
-        trace = PruningTrace('x', 0.5, 8, np.arange(4), False, '', 0.9, 0.5, 1)
+        retained = np.arange(8 if self.is_full else 4)
+        trace = PruningTrace('x', 0.5, 8, retained, self.is_key, '', 0.9, 0.5, 1)
         return PolicyOutput(chunk, trace, {'total': 12.0})
+
+    def predict_unpruned(self, observation):  # type: ignore[no-untyped-def]
+        self.audited.append(observation)
+        rows = np.asarray(self.unpruned(observation), float)
+        chunk = ActionChunk(rows, self.spec.joint_names, observation.stamp_ns, 100 * MS)
+        trace = PruningTrace('unpruned', 1.0, 8, np.arange(8), False, '', 0.9, 0.5, 1)
+        return PolicyOutput(chunk, trace, {'total': 20.0})
+
+    def update_pruner(self, **changes: float) -> None:
+        self.ratios.append(changes['retention_ratio'])
 
     def force_keyframe(self) -> None:
         self.keyframes += 1

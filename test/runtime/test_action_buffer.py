@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -168,3 +170,44 @@ def test_commands_stay_between_the_waypoints(values, times):
             low, high = min(values), max(values)  # up to rounding
             slack = 1e-15 * max(abs(low), abs(high))
             assert low - slack <= command.positions[0] <= high + slack
+
+
+def test_a_seam_is_measured_at_the_first_command():
+    buffer = make()
+    buffer.push(chunk([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]), T0, np.zeros(2))
+    assert buffer.last_seam is None
+    buffer.note_commanded(T0 + TICK)
+    assert math.isnan(buffer.last_seam.position_jump_rad)  # nothing was sent before
+    assert buffer.last_seam.action_age_s == pytest.approx(0.02)
+
+    buffer.executed(buffer.command(T0 + 100 * MS).positions, T0 + 100 * MS)  # [1, 0], 10 rad/s
+    late = T0 + 50 * MS
+    buffer.push(chunk([[0.5, 0.7], [0.5, 0.7]], late), T0 + 110 * MS, np.array([0.5, 0.7]))
+    buffer.note_commanded(T0 + 120 * MS)
+    seam = buffer.last_seam
+    assert seam.position_jump_rad == pytest.approx(0.7)
+    assert seam.velocity_jump_rad_s == pytest.approx(10.0)
+    assert seam.observation_stamp_ns == late and seam.action_age_s == pytest.approx(0.07)
+    buffer.note_commanded(T0 + 140 * MS)
+    assert buffer.last_seam is seam
+
+
+def test_ticks_without_actions_are_counted():
+    buffer = make()
+    assert buffer.command(T0) is None and buffer.starved_ticks == 0  # none was ever there
+    buffer.push(chunk([[1, 1]]), T0)
+    for k in range(10):
+        buffer.command(T0 + k * TICK)
+    assert buffer.starved_ticks == 3  # 100 ms of actions and one tick of grace
+    buffer.flush()
+    assert buffer.command(T0 + 200 * MS) is None and buffer.starved_ticks == 3
+    buffer.reset()
+    assert buffer.starved_ticks == 0 and buffer.last_seam is None
+
+
+def test_time_left_until_a_new_chunk_is_due():
+    buffer = make()
+    assert buffer.slack_ns(T0, 2) == 0 and buffer.consumed(T0, 2)
+    buffer.push(chunk([[1, 1], [2, 2], [3, 3]]), T0)
+    assert buffer.slack_ns(T0 + 50 * MS, 2) == 150 * MS and not buffer.consumed(T0 + 50 * MS, 2)
+    assert buffer.slack_ns(T0 + 250 * MS, 2) == 0 and buffer.consumed(T0 + 250 * MS, 2)

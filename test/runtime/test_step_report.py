@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from safe_pruner_ros.runtime.step_report import LatencyStatistics
+from safe_pruner_ros.runtime.step_report import RollingStatistics
 
 
 def test_percentiles_over_a_rolling_window():
-    statistics = LatencyStatistics(window=100)
+    statistics = RollingStatistics(window=100)
     assert math.isnan(statistics.p50) and math.isnan(statistics.p99)
     for value in range(1000):
         statistics.add(float(value))
@@ -25,6 +25,6 @@ def test_percentiles_over_a_rolling_window():
 
 def test_refuses_nonsense():
     with pytest.raises(ValueError, match='finite'):
-        LatencyStatistics().add(float('nan'))
+        RollingStatistics().add(float('nan'))
     with pytest.raises(ValueError, match='window'):
-        LatencyStatistics(window=0)
+        RollingStatistics(window=0)
