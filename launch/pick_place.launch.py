@@ -175,6 +175,16 @@ def start(context: LaunchContext) -> list[Action]:
             )
         )
     if with_rviz:
+        if is_simulated:
+            with open(robot_description(share), encoding='utf-8') as file:
+                text = file.read()
+            actions.append(
+                Node(
+                    package='robot_state_publisher',
+                    executable='robot_state_publisher',
+                    parameters=[{'robot_description': text, 'use_sim_time': True}],
+                )
+            )
         actions.append(
             Node(
                 package='rviz2',
@@ -185,6 +195,11 @@ def start(context: LaunchContext) -> list[Action]:
         )
     # Handlers first: the node may be up before the next action is visited.
     return [*actions, *bring_up(node), node]
+
+
+def robot_description(share: str) -> str:
+    """URDF of the simulated robot; real robots bring their own robot_state_publisher."""
+    return os.path.join(share, 'config', 'robots', 'sim.urdf')
 
 
 def argument(name: str, default: str, description: str) -> DeclareLaunchArgument:

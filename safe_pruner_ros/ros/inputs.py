@@ -57,7 +57,8 @@ def _newest_only(
 
 
 class Inputs:
-    """Feeds a ControlLoop from topics. ``meters`` by view; ``qos_problems`` by topic."""
+    """Feeds a ControlLoop from topics. ``meters`` and ``frame_ids`` (of the last image) by view;
+    ``qos_problems`` by topic."""
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class Inputs:
         self._subscriptions: list[Subscription] = []
         self._clock: Subscription | None = None
         self.meters = {camera.name: ReceiveMeter() for camera in robot.cameras}
+        self.frame_ids: dict[str, str] = {}
         self.qos_problems: dict[str, str] = {}
         for camera in robot.cameras:
             self._subscribe_camera(camera)
@@ -204,6 +206,7 @@ class Inputs:
         except InputError as error:
             self._loop.buffer.refuse(camera.name, Reason(Code.IMAGE_INVALID, str(error)))
             return
+        self.frame_ids[camera.name] = msg.header.frame_id
         self.meters[camera.name].image(image.stamp_ns or receive_ns, len(msg.data))
         self._loop.store_image(image, receive_ns)
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from rclpy.lifecycle import LifecycleNode
 from rclpy.publisher import Publisher
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image
 
 from safe_pruner_ros.msg import (
     ActionChunk,
@@ -16,14 +15,12 @@ from safe_pruner_ros.msg import (
     SaliencyMap,
     ShadowAudit,
 )
-from safe_pruner_ros.policies.policy import PolicySpec, ViewSpec
+from safe_pruner_ros.policies.policy import PolicySpec
 from safe_pruner_ros.ros import report_messages as messages
 from safe_pruner_ros.ros.command_sinks import CommandSink
-from safe_pruner_ros.ros.conversions import camera_image_to_message
-from safe_pruner_ros.runtime.overlay import overlay
 from safe_pruner_ros.runtime.shadow_audit import Audit, AuditCounts
 from safe_pruner_ros.runtime.step_report import StepReport
-from safe_pruner_ros.types import CameraImage, JointCommand
+from safe_pruner_ros.types import JointCommand
 
 
 class StepPublishers:
@@ -40,14 +37,10 @@ class StepPublishers:
             view.name: node.create_publisher(SaliencyMap, f'~/saliency/{view.name}', 2)
             for view in spec.views
         }
-        self._overlay = {
-            view.name: node.create_publisher(Image, f'~/overlay/{view.name}', 2)
-            for view in spec.views
-        }
 
     def destroy(self) -> None:
         singles = (self._status, self._keyframe, self._chunk, self._audit)
-        for publisher in (*singles, *self._saliency.values(), *self._overlay.values()):
+        for publisher in (*singles, *self._saliency.values()):
             self._node.destroy_publisher(publisher)
 
     def publish(self, report: StepReport, now_ns: int) -> None:
@@ -58,27 +51,9 @@ class StepPublishers:
             if self._saliency[view.name].get_subscription_count():
                 saliency = messages.saliency_message(report, view, self._slices[view.name])
                 _send(self._saliency[view.name], saliency)
-            if self._overlay[view.name].get_subscription_count():
-                _send(self._overlay[view.name], self._draw(report, view))
 
     def publish_audit(self, audit: Audit, counts: AuditCounts) -> None:
         self._audit.publish(messages.audit_message(audit, counts))
-
-    def _draw(self, report: StepReport, view: ViewSpec) -> Image | None:
-        trace = report.trace
-        if trace is None:
-            return None
-        image, tokens = report.observation.images[view.name], self._slices[view.name]
-        saliency = trace.fused if trace.fused is not None else trace.early
-        drawn = overlay(
-            image.rgb,
-            view.rows,
-            view.cols,
-            None if saliency is None else saliency[tokens],
-            messages.retained_mask(trace)[tokens],
-            trace.is_key_timestep,
-        )
-        return camera_image_to_message(CameraImage(drawn, view.name, image.stamp_ns))
 
 
 class CommandPublishers:

@@ -39,6 +39,12 @@ def config_file(kind: str, name: str) -> Path:
     return path
 
 
+def urdf_file(name: str) -> Path:
+    """``name`` is a path, or the name of a file in config/robots."""
+    path = Path(name).expanduser()
+    return path if '/' in name else share_directory() / 'config' / 'robots' / name
+
+
 def fastdds_profile() -> Path:
     """The Fast DDS profile with a shared memory segment that holds raw images."""
     return share_directory() / 'config' / 'fastdds_profile.xml'

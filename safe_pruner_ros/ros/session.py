@@ -21,6 +21,7 @@ from safe_pruner_ros.ros.diagnostics import CameraFacts, NodeFacts
 from safe_pruner_ros.ros.guarded import CallbackGuard
 from safe_pruner_ros.ros.inputs import Inputs
 from safe_pruner_ros.ros.lifecycle import TransitionRefused
+from safe_pruner_ros.ros.overlay_publisher import OverlayPublishers
 from safe_pruner_ros.ros.publishers import CommandPublishers, StepPublishers
 from safe_pruner_ros.ros.resources import fastdds_profile
 from safe_pruner_ros.runtime.codes import Code
@@ -62,6 +63,7 @@ class Session:
             lambda: self.now_ns(),
             guard.wrap('policy step', self._on_report),
             on_audit=guard.wrap('audit', self._on_audit),
+            kinematics=startup.build_kinematics(config),
         )
         self._logged_ratio = config.pruner.retention_ratio
         self._rivals = ''
@@ -81,6 +83,13 @@ class Session:
             self._closers.append(self._steps_out.destroy)
             self._inputs = Inputs(node, config.robot, self.loop, guard, use_sim_time)
             self._closers.append(self._inputs.destroy)
+            self._overlays = OverlayPublishers(
+                node,
+                self.policy.spec,
+                self._inputs.frame_ids,
+                lambda error: guard.report('overlay', error),
+            )
+            self._closers.append(self._overlays.destroy)
         except Exception:
             self.close()
             raise
@@ -224,6 +233,7 @@ class Session:
                 self._steps += 1
                 self._key_timesteps += report.trace.is_key_timestep
         self._steps_out.publish(report, self.now_ns())
+        self._overlays.submit(report)
         self._log_retention()
         if report.error is not None:
             self._log_error(report)

@@ -41,6 +41,7 @@ from safe_pruner_ros.ros.sim_commands import command_type, read_command
 from safe_pruner_ros.ros.sim_loops import CameraLoop, Environment, Episode, Moment, PhysicsLoop
 from safe_pruner_ros.runtime.config import RobotConfig, SinkConfig, StateSourceConfig
 from safe_pruner_ros.runtime.config_yaml import load_config
+from safe_pruner_ros.sim.urdf import optical_frame
 from safe_pruner_ros.types import CameraImage
 
 OVERVIEW = 'overview'  # a bystander's camera, only rendered when somebody looks
@@ -156,10 +157,10 @@ class SimNode(Node):
         for view, image in images.items():
             raw, compressed = self._images[view]
             if raw.get_subscription_count():
-                raw.publish(camera_image_to_message(image, view))
+                raw.publish(camera_image_to_message(image, optical_frame(view)))
             if compressed.get_subscription_count():
                 quality = self._value('jpeg_quality')
-                compressed.publish(camera_image_to_compressed(image, quality, view))
+                compressed.publish(camera_image_to_compressed(image, quality, optical_frame(view)))
 
     def _wanted_views(self) -> tuple[str, ...]:
         return tuple(

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from safe_pruner_ros.policies.policy import InstructionError, Policy
-from safe_pruner_ros.runtime.config import Config
+from safe_pruner_ros.ros.resources import urdf_file
+from safe_pruner_ros.runtime.config import Config, ConfigError
+from safe_pruner_ros.runtime.shadow_audit import ForwardKinematics
+from safe_pruner_ros.sim.urdf_kinematics import urdf_kinematics
 from safe_pruner_ros.types import ArmState, CameraImage, JointLayout, Observation
 
 # A full step and two pruned ones: every shape that will occur has then been allocated once.
@@ -28,6 +31,17 @@ def build_configured_policy(config: Config) -> Policy:
     return build_policy(
         config.policy.name, method, settings, config.policy.checkpoint, config.policy.device
     )
+
+
+def build_kinematics(config: Config) -> ForwardKinematics | None:
+    """Forward kinematics of the robot's URDF; None without one. Raises ConfigError."""
+    robot = config.robot
+    if not robot.urdf:
+        return None
+    try:
+        return urdf_kinematics(urdf_file(robot.urdf), robot.layout.names, robot.end_effectors)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f'robot.urdf: {error}') from error
 
 
 def warm_up(policy: Policy, layout: JointLayout, instruction: str) -> float:

@@ -168,6 +168,12 @@ class RobotConfig:
     state_sources: tuple[StateSourceConfig, ...] = setting(MISSING, 'measured joints')
     sinks: tuple[SinkConfig, ...] = setting(MISSING, 'where commands go')
     instruction_topic: str = setting('/instruction', 'std_msgs/String with the instruction')
+    urdf: str = setting(
+        '', 'kinematic model: file in config/robots, or a path; empty: none, no mm are reported'
+    )
+    end_effectors: tuple[str, ...] = setting(
+        (), 'links of the URDF whose positions are compared, one per hand'
+    )
     dry_run: bool = setting(
         True, 'publish commands to ~/preview/... only; set false to move the robot'
     )
@@ -192,6 +198,11 @@ class RobotConfig:
         mappings += [m for sink in self.sinks for m in sink.joints]
         if wrong := sorted({m.joint for m in mappings if m.invert} - grippers):
             raise ConfigError(f'invert is for grippers; flip arm joints {wrong} with scale: -1')
+        if bool(self.urdf) != bool(self.end_effectors):
+            raise ConfigError(
+                f'urdf and end_effectors belong together, got {self.urdf!r} and '
+                f'{list(self.end_effectors)}; give both or neither'
+            )
         for camera in self.cameras:
             if unknown := sorted(set(camera.moving_joints) - known):
                 raise ConfigError(

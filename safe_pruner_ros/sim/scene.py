@@ -21,6 +21,7 @@ N_SLOTS = 4  # movable objects in a scene
 RECEPTACLE_CENTRE = (0.40, 0.0)
 PHYSICS_STEP_S = 0.004
 VIEWS = ('head', 'left_wrist', 'right_wrist')
+HEAD_CAMERA = '<camera name="head" pos=".10 0 1.44" xyaxes="0 -1 0 .87 0 .48" fovy="60"/>'
 OVERVIEW = 'overview'  # a bystander's camera for pictures and videos, no policy input
 TABLE_MATERIALS = ('oak', 'walnut', 'birch', 'plain')
 
@@ -113,7 +114,7 @@ def scene_xml(receptacle: Receptacle = TRAY, with_heads: bool = False) -> str:
     <geom name="table" class="world" type="box" size="{half_x} {half_y} .02"
       pos="{x} {y} {top - 0.02}" material="plain"/>
     {legs}
-    <camera name="head" pos=".10 0 1.44" xyaxes="0 -1 0 .87 0 .48" fovy="60"/>
+    {HEAD_CAMERA}
     <camera name="overview" pos="1.55 -.95 1.65" xyaxes=".55 .84 0 -.42 .27 .87" fovy="45"/>
     {robot.robot_xml()}
     {receptacle.xml(*RECEPTACLE_CENTRE, TABLE_TOP_M)}

@@ -36,6 +36,7 @@ def test_the_node_drives_the_robot_and_says_what_it_prunes(bench) -> None:
     saliency = received['/safe_pruner/saliency/wrist'][-1]
     assert (saliency.rows, saliency.cols, len(saliency.retained)) == (4, 4, 16)
     assert len(saliency.early_saliency) == 16 and len(saliency.forecast_saliency) == 0
+    bench.wait_for(lambda: received['/safe_pruner/overlay/head'], 5.0, 'an overlay')
     assert received['/safe_pruner/overlay/head'][-1].encoding == 'rgb8'
     names = 'state|camera head|camera wrist|joints body|policy|pruning|audit|actions|commands|node'
     bench.wait_for(
