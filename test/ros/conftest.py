@@ -15,6 +15,7 @@ os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -199,8 +200,12 @@ class Robot:
         rclpy.shutdown(context=self.context)
 
     def _spin(self) -> None:
+        from rclpy._rclpy_pybind11 import InvalidHandle  # rclpy exports it nowhere else
+
         while not self._stop.is_set():
-            self._executor.spin_once(timeout_sec=0.1)
+            # A test may destroy a publisher while this thread waits on its events.
+            with suppress(InvalidHandle):
+                self._executor.spin_once(timeout_sec=0.1)
 
     def _on_diagnostics(self, msg: Any) -> None:
         for status in msg.status:
