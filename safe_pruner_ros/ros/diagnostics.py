@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 OK, WARN, ERROR = 0, 1, 2
 MIN_RECEIVE_RATIO = 0.9
+MAX_CLAMPED_SHARE = 0.1  # a soft start and the end of a reach clamp now and then
+CLAMPING = (Code.POSITION_LIMIT, Code.VELOCITY_LIMIT, Code.STEP_LIMIT, Code.SOFT_START)
 # Best-effort raw images above this size need the larger shared memory segment (performance.md 5).
 DEFAULT_SEGMENT_BYTES = 500_000
 
@@ -68,13 +70,13 @@ class Check:
 
 
 def checks(facts: NodeFacts) -> list[Check]:
-    """State first, then cameras, joints, policy, pruning, audit, actions, commands, the node."""
+    """State first, then each camera and joint source, and the rest from policy to node."""
     lines = [_state(facts)]
     for source in facts.loop.sources:
         lines.append(
             _camera(facts, source) if source.name in facts.views else _joints(facts, source)
         )
-    own = (_policy, _pruning, _audit, _actions, _commands, _node)
+    own = (_policy, _pruning, _audit, _actions, _guard, _commands, _node)
     return [*lines, *(line(facts) for line in own)]
 
 
@@ -281,6 +283,28 @@ def _actions(facts: NodeFacts) -> Check:
     return Check('actions', OK, text, values)
 
 
+def _guard(facts: NodeFacts) -> Check:
+    """What the command guard did since the last reset. A hold has its own line, the state."""
+    counts = {name: facts.verdicts.get(name, 0) for name in ('pass', 'clamp', 'hold')}
+    values: dict[str, object] = dict(sorted(facts.verdicts.items()))
+    sent = counts['pass'] + counts['clamp']
+    if not sent:
+        return Check('guard', OK, 'no command was checked yet', values)
+    share = counts['clamp'] / sent
+    codes = {
+        c.value: facts.verdicts.get(c.value, 0) for c in CLAMPING if c.value in facts.verdicts
+    }
+    if share > MAX_CLAMPED_SHARE:
+        found = ', '.join(f'{code} {n}' for code, n in sorted(codes.items(), key=lambda c: -c[1]))
+        text = (
+            f'{share:.0%} of the commands were limited ({found}): the policy asks for more than '
+            'the robot file allows. Check units, joint order and policy.period_s before raising a '
+            'limit'
+        )
+        return Check('guard', WARN, text, values)
+    return Check('guard', OK, f'{share:.1%} of {sent} commands were limited', values)
+
+
 def _commands(facts: NodeFacts) -> Check:
     period = facts.loop.command_period_ms
     values: dict[str, object] = {
@@ -290,7 +314,6 @@ def _commands(facts: NodeFacts) -> Check:
         'late_ticks': facts.late_ticks,
     }
     values.update({f'subscribers {topic}': n for topic, n in facts.listeners.items()})
-    values.update({f'guard {name}': n for name, n in sorted(facts.verdicts.items())})
     if facts.rivals:
         return Check('commands', ERROR, facts.rivals, values)
     deaf = [topic for topic, n in facts.listeners.items() if n == 0]

@@ -38,7 +38,8 @@ def test_the_node_drives_the_robot_and_says_what_it_prunes(bench) -> None:
     assert len(saliency.early_saliency) == 16 and len(saliency.forecast_saliency) == 0
     bench.wait_for(lambda: received['/safe_pruner/overlay/head'], 5.0, 'an overlay')
     assert received['/safe_pruner/overlay/head'][-1].encoding == 'rgb8'
-    names = 'state|camera head|camera wrist|joints body|policy|pruning|audit|actions|commands|node'
+    names = 'state|camera head|camera wrist|joints body|policy|pruning|audit|actions|guard|'
+    names += 'commands|node'
     bench.wait_for(
         lambda: all(
             robot.diagnostics[f'safe_pruner: {name}'][0] == 0 for name in names.split('|')
