@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import nn
 from transformers import DynamicCache
 
@@ -29,6 +28,7 @@ from safe_pruner_ros.core.saliency import attention_saliency
 from safe_pruner_ros.core.tokens import TokenLayout
 from safe_pruner_ros.policies.pi05_checkpoint import load_model
 from safe_pruner_ros.policies.pi05_config import Pi05Config
+from safe_pruner_ros.policies.pi05_images import to_pixels
 from safe_pruner_ros.policies.pi05_model import Pi05, cached_keys_values
 from safe_pruner_ros.policies.pi05_prompt import PromptEncoder, load_tokenizer
 from safe_pruner_ros.policies.pi05_robot import Pi05Robot, load_robot
@@ -123,10 +123,10 @@ class Pi05Policy:
         began = perf_counter_ns()
         positions = self._positions(observation)
         tokens = self._prompt.encode(observation.instruction, self._prompt_state(positions))
-        pixels = torch.from_numpy(self._pixels(observation)).to(self._device)
+        pixels = self._pixels(observation).to(self._device)
         prepared = perf_counter_ns()
 
-        visual = model.embed_images(pixels.permute(0, 3, 1, 2).float() / 255 * 2 - 1)
+        visual = model.embed_images(pixels)
         text = model.embed_text(torch.from_numpy(tokens).to(self._device))
         embeddings = torch.cat([visual, text])[None]
         layout = model.layout(self._robot.view_names, len(tokens))
@@ -198,16 +198,18 @@ class Pi05Policy:
             )
         return positions.astype(np.float64)
 
-    def _pixels(self, observation: Observation) -> npt.NDArray[np.uint8]:
-        """uint8 [views, size, size, 3]; ValueError names a missing view."""
-        names, size = self._robot.view_names, self._model.config.vision.image_size
+    def _pixels(self, observation: Observation) -> torch.Tensor:
+        """float32 [views, 3, size, size] in [-1, 1]; ValueError names a missing view."""
+        names, config = self._robot.view_names, self._model.config
         missing = [name for name in names if name not in observation.images]
         if missing:
             raise ValueError(
                 f'this pi0.5 checkpoint needs the views {list(names)}; the observation misses '
                 f'{missing}'
             )
-        return np.stack([resize_with_pad(observation.images[name].rgb, size) for name in names])
+        size, framework = config.vision.image_size, config.framework
+        images = (observation.images[name].rgb for name in names)
+        return torch.stack([to_pixels(rgb, size, framework) for rgb in images])
 
     def _chunk(
         self, actions: torch.Tensor, positions: npt.NDArray[np.float64], stamp_ns: int
@@ -254,21 +256,6 @@ class ActionSaliency:
             self._requests[layer]: torch.stack(seen).mean(dim=0)
             for layer, seen in self._seen.items()
         }
-
-
-def resize_with_pad(rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """uint8 [size, size, 3]: whole image, sides in proportion, centred on black (openpi-client,
-    `image_tools.py`; Pillow's bilinear, which also averages when it shrinks)."""
-    height, width = rgb.shape[:2]
-    if (height, width) == (size, size):
-        return rgb
-    ratio = max(height, width) / size
-    new_height, new_width = max(1, int(height / ratio)), max(1, int(width / ratio))
-    resized = Image.fromarray(rgb).resize((new_width, new_height), Image.Resampling.BILINEAR)
-    canvas = np.zeros((size, size, 3), np.uint8)
-    top, left = (size - new_height) // 2, (size - new_width) // 2
-    canvas[top : top + new_height, left : left + new_width] = np.asarray(resized)
-    return canvas
 
 
 def load_policy(

@@ -36,6 +36,14 @@ _TIED_EMBEDDING = f'{_PALIGEMMA}lm_head.weight'
 # The expert inherits a vocabulary from its text model and never reads it.
 _UNUSED = (f'{_EXPERT}lm_head.weight', f'{_EXPERT}model.embed_tokens.weight')
 
+# Options of lerobot under which the same weights mean another computation.
+_LEROBOT_USUAL = {
+    'use_visual_memory': False,
+    'use_proprioceptive_memory': False,
+    'min_period': 4e-3,
+    'max_period': 4.0,
+}
+
 
 def read_config(folder: Path, base: Pi05Config | None = None) -> Pi05Config:
     """Sizes from ``config.json``; what it does not say comes from ``base`` (full size)."""
@@ -56,14 +64,27 @@ def read_config(folder: Path, base: Pi05Config | None = None) -> Pi05Config:
     other = {name: mode for name, mode in modes.items() if name in ('STATE', 'ACTION')}
     if set(other.values()) - {'QUANTILES'}:
         raise ValueError(f'{path} normalises {other}; only QUANTILES is implemented for pi0.5')
+    changed = {
+        k: values[k] for k, usual in _LEROBOT_USUAL.items() if values.get(k, usual) != usual
+    }
+    if changed:
+        raise ValueError(
+            f'{path} was trained with {changed}, which is not implemented; take a checkpoint with '
+            f'{ {name: _LEROBOT_USUAL[name] for name in changed} }'
+        )
     base = base or Pi05Config()
+    size = values.get('image_resolution', [base.vision.image_size] * 2)
+    if not isinstance(size, list) or len(size) != 2 or size[0] != size[1]:
+        raise ValueError(f'{path}: image_resolution must be two equal numbers, got {size}')
     return replace(
         base,
+        vision=replace(base.vision, image_size=size[0]),
         prefix=_variant(path, values, 'paligemma_variant', base.prefix),
         expert=_variant(path, values, 'action_expert_variant', base.expert),
         action_dim=values.get('action_dim', values.get('max_action_dim', base.action_dim)),
         action_horizon=values.get('action_horizon', values.get('chunk_size', base.action_horizon)),
         n_denoising_steps=values.get('num_inference_steps', base.n_denoising_steps),
+        framework='lerobot' if 'type' in values else 'openpi',
     )
 
 

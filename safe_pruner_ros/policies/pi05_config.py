@@ -7,8 +7,11 @@ Source of the sizes: Physical-Intelligence/openpi, `models/gemma.py` (variants) 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from transformers import GemmaConfig, SiglipVisionConfig
+
+Framework = Literal['openpi', 'lerobot']
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,11 @@ class VisionSize:
 
 @dataclass(frozen=True)
 class Pi05Config:
-    """``action_horizon`` rows of ``action_dim`` values come out; a robot uses the first few."""
+    """``action_horizon`` rows of ``action_dim`` values come out; a robot uses the first few.
+
+    ``framework``: whose code trained the checkpoint. They shrink images differently
+    (`pi05_images.py`) and round the flow-matching times differently (`pi05_expert.euler_times`).
+    """
 
     prefix: GemmaSize = VARIANTS['gemma_2b']
     expert: GemmaSize = VARIANTS['gemma_300m']
@@ -85,6 +92,7 @@ class Pi05Config:
     action_dim: int = 32
     action_horizon: int = 50
     n_denoising_steps: int = 10
+    framework: Framework = 'openpi'
 
     def __post_init__(self) -> None:
         shared = ('depth', 'n_kv_heads', 'head_dim')

@@ -25,6 +25,8 @@ from transformers.models.gemma.modeling_gemma import (
     apply_rotary_pos_emb,
 )
 
+from safe_pruner_ros.policies.pi05_config import Framework
+
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 QueryWatcher = Callable[[int, torch.Tensor, torch.Tensor], None]
 
@@ -132,9 +134,11 @@ class ActionExpert(nn.Module):
         return torch.stack([n.dense(condition).unflatten(-1, (3, -1)) for n in norms], dim=1)
 
 
-def euler_times(n_steps: int) -> Float[torch.Tensor, ' T']:
-    """1 (noise), 1 - 1/n, ..., 1/n: where the velocity is read. Added up in float32 as openpi
-    does, so that the last digits are the same."""
+def euler_times(n_steps: int, framework: Framework = 'openpi') -> Float[torch.Tensor, ' T']:
+    """1 (noise), 1 - 1/n, ..., 1/n: where the velocity is read. openpi adds up in float32, lerobot
+    multiplies in float64; the fastest sine of the embedding turns 1e-7 into 2e-4."""
+    if framework == 'lerobot':
+        return torch.tensor([1.0 + index * (-1.0 / n_steps) for index in range(n_steps)])
     time, step = torch.tensor(1.0), torch.tensor(-1.0 / n_steps)
     times = []
     for _ in range(n_steps):

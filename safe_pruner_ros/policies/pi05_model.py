@@ -94,7 +94,8 @@ class Pi05(nn.Module):
 
     def modulations(self) -> Float[torch.Tensor, 'T norms 3 D']:
         """What the flow-matching times do to the expert's norms; the same for every step."""
-        times = euler_times(self.config.n_denoising_steps).to(self.time_mlp_in.weight.device)
+        times = euler_times(self.config.n_denoising_steps, self.config.framework)
+        times = times.to(self.time_mlp_in.weight.device)
         embedded = time_embedding(times, self.config.expert.width)
         hidden = self.time_mlp_in(embedded.to(self.time_mlp_in.weight.dtype))
         return self.expert.modulations(F.silu(self.time_mlp_out(F.silu(hidden))))

@@ -14,9 +14,10 @@ from tokenizers.models import BPE
 from torch import nn
 from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb, repeat_kv
 
-from safe_pruner_ros.policies.pi05 import Pi05Policy, resize_with_pad
+from safe_pruner_ros.policies.pi05 import Pi05Policy
 from safe_pruner_ros.policies.pi05_config import GemmaSize, Pi05Config, VisionSize
 from safe_pruner_ros.policies.pi05_expert import euler_times, time_embedding
+from safe_pruner_ros.policies.pi05_images import resize_with_pad
 from safe_pruner_ros.policies.pi05_model import Pi05
 from safe_pruner_ros.policies.pi05_prompt import PromptEncoder
 from safe_pruner_ros.policies.pi05_robot import JointMapping, Pi05Robot

@@ -218,13 +218,19 @@ def test_config_errors_name_the_entry(tmp_path):
         ({'type': 'pi0'}, "'pi0' policy"),
         ({'paligemma_variant': 'gemma_9b'}, 'gemma_9b'),
         ({'normalization_mapping': {'ACTION': 'MEAN_STD'}}, 'only QUANTILES'),
+        ({'use_visual_memory': True, 'min_period': 4e-3}, r"with {'use_visual_memory': True}"),
+        ({'image_resolution': [224, 448]}, 'two equal numbers'),
     ):
         path.write_text(json.dumps(values))
         with pytest.raises(ValueError, match=complaint):
             read_config(tmp_path)
     path.write_text(json.dumps({'paligemma_variant': 'gemma_2b', 'chunk_size': 7}))
+    assert read_config(tmp_path).framework == 'openpi'
+    lerobot = {'type': 'pi05', 'image_resolution': [448, 448], 'max_period': 4.0}
+    path.write_text(json.dumps({'paligemma_variant': 'gemma_2b', 'chunk_size': 7, **lerobot}))
     config = read_config(tmp_path)
     assert (config.action_horizon, config.prefix.depth, config.expert.width) == (7, 18, 1024)
+    assert (config.framework, config.vision.image_size) == ('lerobot', 448)
 
 
 def test_what_is_not_there_is_named(tmp_path, model):

@@ -1,0 +1,134 @@
+"""pi0.5 against numbers of upstream's own code, in both layouts of a checkpoint.
+
+openpi: github.com/Physical-Intelligence/openpi 15a9616, `openpi.models_pytorch` (transformers
+4.53.2 with openpi's replacements). lerobot: github.com/huggingface/lerobot 7427f31,
+`lerobot.policies.pi05` (transformers 5.5.4). Both with torch 2.13.0 on a CPU, float32; layout as
+`safetensors.torch.save_model` writes it.
+
+The structure is whole and the sizes tiny: SigLIP at width 48, 3 blocks, 4 heads, MLP 112, 224 px;
+prefix and expert of widths 64 and 32, MLP 128 and 64, 4 layers, 8 heads, 1 KV head of 16 channels;
+vocabulary 512; 6 actions of 12. Upstream gets three images of which some are masked, and 200 text
+tokens of which most are padding; 10 Euler steps from the same noise. See conftest.py for the
+weights.
+"""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import DynamicCache
+
+from safe_pruner_ros.core.catalog import build_pruner
+from safe_pruner_ros.policies.pi05_checkpoint import load_model
+from safe_pruner_ros.policies.pi05_config import GemmaSize, Pi05Config, VisionSize
+from safe_pruner_ros.policies.pi05_expert import euler_times, time_embedding
+from safe_pruner_ros.policies.pi05_model import Pi05, cached_keys_values
+from safe_pruner_ros.policies.pruned_decoder import run_pruned
+
+CONFIG = Pi05Config(
+    prefix=GemmaSize(64, 4, 128, n_heads=8, head_dim=16),
+    expert=GemmaSize(32, 4, 64, n_heads=8, head_dim=16),
+    vision=VisionSize(48, 3, 112, n_heads=4),
+    vocabulary_size=512,
+    action_dim=12,
+    action_horizon=6,
+)
+# Seen where the numbers were made: 0 for vision, embeddings and the first layer, 1.5e-6 for keys
+# and values behind it (up to 3.4), 7e-7 for actions (up to 3.6): upstream masks where we drop.
+TOLERANCE = 1e-5
+# name -> (images that are there, text tokens)
+CASES = {'two of three': ((0, 1), 21), 'three': ((0, 1, 2), 47), 'one': ((0,), 200)}
+
+
+@pytest.fixture(scope='module')
+def models(golden: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pi05]:
+    loaded = {}
+    for layout, shapes in golden.read_json('pi05').items():
+        folder = tmp_path_factory.mktemp(layout)
+        state = {
+            name: golden.filled(name.removeprefix('model.'), tuple(shape))
+            for name, shape in shapes.items()
+        }
+        save_file(state, folder / 'model.safetensors')
+        config = {'action_dim': 12, 'action_horizon': 6}
+        if layout == 'lerobot':
+            config = {'type': 'pi05', 'max_action_dim': 12, 'chunk_size': 6}
+        (folder / 'config.json').write_text(json.dumps(config))
+        loaded[layout] = load_model(folder, CONFIG)
+    return loaded
+
+
+def pixels_of(golden: SimpleNamespace, images: tuple[int, ...]) -> torch.Tensor:
+    rgb = np.stack([golden.picture(f'pi05 view {index}', 224, 224) for index in images])
+    return torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+
+
+@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('layout', ['openpi', 'lerobot'])
+@torch.inference_mode()
+def test_stage_by_stage(
+    golden: SimpleNamespace, models: dict[str, Pi05], layout: str, case: str
+) -> None:
+    """Without the masked images and the padding that upstream computes with."""
+    numbers, model = golden.Numbers(f'pi05_{layout}'), models[layout]
+    stem = case if layout == 'openpi' else f'{case}/native'
+    images, n_text = CASES[case]
+    visual = model.embed_images(pixels_of(golden, images))
+    assert numbers.difference(f'{stem}/vision', visual) < TOLERANCE
+    prompt = (golden.uniform(f'pi05 prompt {n_text}', (n_text,)) + 1) / 2 * 512
+    text = model.embed_text(torch.from_numpy(prompt.astype(np.int64)))
+    embeddings = torch.cat([visual, text])[None]
+    assert numbers.difference(f'{stem}/embeddings', embeddings) < TOLERANCE
+
+    layout_of = model.layout([f'view {index}' for index in images], n_text)
+    cache = DynamicCache()
+    run_pruned(
+        model.prefix_layers(),
+        model.language_model.rotary_emb,
+        nn.Identity(),
+        embeddings,
+        torch.arange(layout_of.length)[None],
+        layout_of,
+        build_pruner('unpruned', 4),
+        instruction_key='x',
+        step=0,
+        features=visual,
+        past_key_values=cache,
+    )
+    prefix = cached_keys_values(cache)
+    for index, (key, value) in enumerate(prefix):
+        assert numbers.difference(f'{stem}/keys{index}', key[0, 0]) < TOLERANCE
+        assert numbers.difference(f'{stem}/values{index}', value[0, 0]) < TOLERANCE
+
+    noise = golden.uniform('noise', (1, 6, 12)).astype(np.float32) * 1.7
+    start = (torch.from_numpy(noise), prefix, layout_of.length)
+    actions = model.denoise(*start, model.modulations())
+    assert numbers.difference(f'{stem}/actions', actions[0]) < TOLERANCE
+    before_pruning = model.denoise(*start[:2], layout_of.length - 1, model.modulations())
+    assert numbers.difference(f'{stem}/actions', before_pruning[0]) > 10 * TOLERANCE
+
+
+def test_each_layout_names_its_framework(models: dict[str, Pi05]) -> None:
+    assert {layout: model.config.framework for layout, model in models.items()} == {
+        'openpi': 'openpi',
+        'lerobot': 'lerobot',
+    }
+
+
+def test_times_are_rounded_as_by_either_framework() -> None:
+    """1e-7 apart, which the fastest sine makes 2e-4."""
+    openpi, lerobot = (euler_times(10, framework) for framework in ('openpi', 'lerobot'))
+    time, expected = torch.tensor(1.0), []
+    for _ in range(10):
+        expected.append(float(time))
+        time += torch.tensor(-0.1)
+    assert openpi.tolist() == expected
+    assert lerobot.tolist() == [float(np.float32(1.0 + step * -0.1)) for step in range(10)]
+    apart = (time_embedding(openpi, 32) - time_embedding(lerobot, 32)).abs().max()
+    assert 1e-4 < apart < 1e-3
