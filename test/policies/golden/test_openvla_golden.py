@@ -230,7 +230,7 @@ def test_oft_stage_by_stage(
     statistics, proprio = oft['stats']['seeded'], None
     bounds = 'min_max' if platform == 'aloha' else 'q99'
     if with_proprio:
-        normalised = read_range(statistics, 'proprio', bounds).normalise(oft['state'])
+        normalised = read_range(statistics, 'proprio', bounds, 1e-8).normalise(oft['state'])
         assert numbers.difference(f'{name}/proprio', normalised) < 1e-12
         proprio = torch.from_numpy(normalised.astype(np.float32))[None]
     ids = prompt_ids(checkpoints / platform)
