@@ -189,6 +189,9 @@ def _add_train(commands: Any) -> None:
         "train the embedded policy from nothing on the expert's demonstrations",
         'Made demonstrations and half-done training are found in --out and continued.',
     )
+    parser.add_argument(
+        '--recipe', default='all_tasks', help='all_tasks: one policy for every task; pick_place'
+    )
     parser.add_argument('--out', type=Path, default=Path('runs/embedded'), help='run folder')
     parser.add_argument(
         '--processes', type=int, default=os.cpu_count() or 1, help='worker processes; one a core'
@@ -235,7 +238,9 @@ def _add_evaluate(commands: Any) -> None:
         '--each-object', action='store_true', help='name each object of each scene in turn'
     )
     parser.add_argument('--baseline', default='unpruned', help='what differences are taken to')
-    parser.add_argument('--max-policy-steps', type=int, default=30, help='give up after')
+    parser.add_argument(
+        '--max-policy-steps', type=int, default=None, help='give up after; empty: as the task says'
+    )
     parser.add_argument(
         '--execution-horizon', type=int, default=0, help="actions of a chunk used; 0: the policy's"
     )

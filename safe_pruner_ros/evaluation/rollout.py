@@ -8,6 +8,7 @@ until the new one takes over.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -44,6 +45,8 @@ class Environment(Protocol):
     @property
     def stage(self) -> str: ...
     @property
+    def time_limit_s(self) -> float: ...
+    @property
     def time_ns(self) -> int: ...
     def reset(self, seed: int, target: int | None = None) -> None: ...
     def step(self, positions: FloatArray) -> None: ...
@@ -56,15 +59,16 @@ OnStep = Callable[[Observation, PolicyOutput], None]
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """``execution_horizon``: actions of a chunk executed before the next policy step, 0 = as the
+    """``max_policy_steps``: None = as many as the task's time limit allows.
+    ``execution_horizon``: actions of a chunk executed before the next policy step, 0 = as the
     policy says. ``latency_ticks``: control ticks between an observation and its first action."""
 
-    max_policy_steps: int = 30
+    max_policy_steps: int | None = None
     execution_horizon: int = 0
     latency_ticks: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_policy_steps < 1:
+        if self.max_policy_steps is not None and self.max_policy_steps < 1:
             raise ValueError(f'max_policy_steps must be at least 1, got {self.max_policy_steps}')
         for name in ('execution_horizon', 'latency_ticks'):
             if getattr(self, name) < 0:
@@ -78,6 +82,8 @@ class EpisodeResult:
 
     ``asked_object`` is None when the scene's own target was kept. ``stages``: in order of first
     appearance; ``stage``: the last. ``duration_s`` is simulated time, ``wall_s`` real.
+    ``subtasks``: what the expert would be doing at each policy step, the ground truth of subtask
+    detection; empty where nobody was asked.
     ``keyframe_steps`` are policy steps, ``keyframe_reasons`` their reasons. ``macs_mean`` counts
     decoder MACs (see macs.py), NaN where unknown. ``error`` is '' unless the policy raised.
     """
@@ -99,6 +105,7 @@ class EpisodeResult:
     macs_mean: float
     latency_ms_p50: float
     wall_s: float
+    subtasks: tuple[str, ...] = ()
     error: str = ''
 
 
@@ -110,8 +117,10 @@ def run_episode(
     settings: RolloutSettings | None = None,
     macs: MacsOfStep | None = None,
     on_step: OnStep | None = None,
+    subtask: Callable[[], str] | None = None,
 ) -> EpisodeResult:
     """Drive ``env`` from ``reset(seed)`` until success or ``settings.max_policy_steps``.
+    ``subtask()`` is asked once before each policy step.
 
     Row k of a chunk is due (k + 1) periods after its observation; between rows the command is
     interpolated linearly, starting from the command before. A policy that raises, or returns what
@@ -126,15 +135,17 @@ def run_episode(
     log = _Log(macs)
     error = ''
     log.see(env.stage)
-    while log.steps < settings.max_policy_steps and not env.success:
+    max_steps = settings.max_policy_steps or math.ceil(env.time_limit_s / robot.step_s - 1e-6)
+    while log.steps < max_steps and not env.success:
         observation = robot.observe()
+        now = subtask() if subtask else ''
         try:
             output = policy.predict(observation)
             rows = robot.waypoints(output.chunk)
         except Exception as problem:  # whatever a policy may raise: it is what is being judged
             error = f'{type(problem).__name__}: {problem}'
             break
-        log.add(output)
+        log.add(output, now)
         if on_step is not None:
             on_step(observation, output)
         robot.execute(rows, output.chunk, on_waypoint=log.see)
@@ -172,6 +183,7 @@ class _Robot:
                 f'execution_horizon must be in [1, {spec.chunk_size}] (the chunk of '
                 f'{spec.name!r}), got {horizon}'
             )
+        self.step_s = horizon * spec.period_s
         self._tick_ns = round(env.control_period_s * 1e9)
         self._period_ticks = max(1, round(spec.period_s / env.control_period_s))
         self._ticks = max(1, round(horizon * spec.period_s / env.control_period_s))
@@ -247,6 +259,7 @@ class _Log:
 
     macs: MacsOfStep | None
     traces: list[PruningTrace] = field(default_factory=list)
+    subtasks: list[str] = field(default_factory=list)
     latencies_ms: list[float] = field(default_factory=list)
     stages: dict[str, None] = field(default_factory=dict)  # an ordered set
 
@@ -257,8 +270,9 @@ class _Log:
     def see(self, stage: str) -> None:
         self.stages.setdefault(stage)
 
-    def add(self, output: PolicyOutput) -> None:
+    def add(self, output: PolicyOutput, subtask: str) -> None:
         self.traces.append(output.trace)
+        self.subtasks.append(subtask)
         self.latencies_ms.append(float(output.latency_ms['total']))
 
     def summary(self) -> dict[str, Any]:
@@ -266,6 +280,7 @@ class _Log:
         macs = [self.macs(trace) for trace in self.traces] if self.macs else []
         return {
             'stages': tuple(self.stages),
+            'subtasks': tuple(filter(None, self.subtasks)),
             'keyframes': len(keyframes),
             'keyframe_steps': tuple(keyframes),
             'keyframe_reasons': tuple(self.traces[k].keyframe_reason for k in keyframes),

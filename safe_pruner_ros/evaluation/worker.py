@@ -18,11 +18,12 @@ from safe_pruner_ros.evaluation.rollout import run_episode
 from safe_pruner_ros.policies.catalog import build_policy
 from safe_pruner_ros.policies.policy import Policy, PolicySpec
 from safe_pruner_ros.sim.env import DualArmEnv
+from safe_pruner_ros.sim.expert import ScriptedExpert
 
 MAX_WARM_POLICIES = 32  # a copy of the weights each
 SEED_STRIDE = 10**9  # above every scene seed
 
-_environments: dict[tuple[str, int, int], DualArmEnv] = {}
+_environments: dict[tuple[str, int, int], tuple[DualArmEnv, ScriptedExpert]] = {}
 _policies: OrderedDict[str, tuple[Policy, MacsOfStep | None]] = OrderedDict()
 
 
@@ -30,8 +31,11 @@ def run_job(job: Job) -> dict[str, Any]:
     """The episode's record, ready for JSON; the same whichever process runs it and after what."""
     torch.set_num_threads(1)  # all cores are taken by episodes; more threads only fight
     policy, macs = _policy(job)
-    env = _environment(job.task, policy.spec)
-    result = run_episode(policy, env, job.seed, job.asked_object, job.rollout, macs)
+    env, expert = _environment(job.task, policy.spec)
+    result = run_episode(
+        policy, env, job.seed, job.asked_object, job.rollout, macs,
+        subtask=lambda: expert.subtask(env.target_index),
+    )  # fmt: skip
     return {
         'task': job.task,
         'method': job.cell.method,
@@ -68,19 +72,20 @@ def _build(job: Job, settings: dict[str, Any]) -> tuple[Policy, MacsOfStep | Non
     return policy, macs_counter(policy, job.cell.method, settings)
 
 
-def _environment(task: str, spec: PolicySpec) -> DualArmEnv:
+def _environment(task: str, spec: PolicySpec) -> tuple[DualArmEnv, ScriptedExpert]:
     height = max(view.height for view in spec.views)
     width = max(view.width for view in spec.views)
     name = (task, height, width)
     if name not in _environments:
-        _environments[name] = DualArmEnv(task, height, width)
+        env = DualArmEnv(task, height, width)
+        _environments[name] = (env, ScriptedExpert(env))
     return _environments[name]
 
 
 @atexit.register
 def forget_warm() -> None:
     """Free GL contexts and policies; the next job builds them anew."""
-    for env in _environments.values():
+    for env, _ in _environments.values():
         env.close()
     _environments.clear()
     _policies.clear()

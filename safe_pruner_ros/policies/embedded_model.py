@@ -12,6 +12,8 @@ policies. The chunk is read from the action slots in one pass and regressed with
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -30,13 +32,27 @@ PAD_WORD = '<pad>'
 
 
 @dataclass(frozen=True)
+class TrainedTask:
+    """A task that a policy was trained on: its sentences contain '{object}', and which objects
+    they may name."""
+
+    name: str
+    templates: tuple[str, ...]
+    object_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class EmbeddedConfig:
-    """Shape and vocabulary of an embedded policy; stored in the checkpoint's metadata."""
+    """Shape, vocabulary and tasks of an embedded policy; stored in the checkpoint's metadata.
+
+    Without ``tasks`` any sentence of known words is accepted.
+    """
 
     views: tuple[str, ...]
     joint_names: tuple[str, ...]
     gripper_names: tuple[str, ...]
     vocabulary: tuple[str, ...]
+    tasks: tuple[TrainedTask, ...] = ()
     width: int = 128
     mlp_width: int = 352
     n_layers: int = 12
@@ -70,7 +86,18 @@ class EmbeddedConfig:
                 f'not an embedded-policy config: unknown entries {unknown}, missing {missing}'
             )
         lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        lists['tasks'] = tuple(_trained_task(task) for task in lists.get('tasks', ()))
         return cls(**lists)  # type: ignore[arg-type]
+
+    @cached_property
+    def sentences(self) -> frozenset[str]:
+        """Every sentence that the policy was trained on."""
+        return frozenset(
+            template.format(object=name)
+            for task in self.tasks
+            for template in task.templates
+            for name in task.object_names
+        )
 
     @property
     def n_visual(self) -> int:
@@ -82,6 +109,16 @@ class EmbeddedConfig:
         action = Span(text.stop, text.stop + self.chunk_size)
         grids = tuple(ViewGrid(name, self.grid, self.grid) for name in self.views)
         return TokenLayout(grids, visual, text, action, action.stop + 1)
+
+
+def _trained_task(values: dict[str, Any]) -> TrainedTask:
+    try:
+        name, templates = values['name'], values['templates']
+        return TrainedTask(name, tuple(templates), tuple(values['object_names']))
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f'not the entry of a task in an embedded-policy config: {error}'
+        ) from error
 
 
 class EmbeddedVLA(nn.Module):

@@ -1,7 +1,9 @@
-"""Instruction -> word ids of the embedded policy. Unknown words are refused, never guessed."""
+"""Instruction -> word ids of the embedded policy. What it was not trained on is refused, never
+guessed."""
 
 from __future__ import annotations
 
+import difflib
 import re
 
 import numpy as np
@@ -14,8 +16,9 @@ from safe_pruner_ros.policies.policy import InstructionError
 def encode_words(instruction: str, config: EmbeddedConfig) -> npt.NDArray[np.int64]:
     """Word ids [max_words], padded with 0. Case, punctuation and spacing do not matter.
 
-    Raises InstructionError for an empty or too long instruction and for words that the policy was
-    never trained on: acting on half an instruction moves an arm to the wrong object.
+    Raises InstructionError for an empty or too long instruction, for words that the policy was
+    never trained on, and for known words in a sentence that is none of its tasks': acting on half
+    an instruction moves an arm to the wrong object.
     """
     words = re.findall(r'[^\W_]+', instruction.lower())
     if not words:
@@ -33,6 +36,13 @@ def encode_words(instruction: str, config: EmbeddedConfig) -> npt.NDArray[np.int
         raise InstructionError(
             f'the embedded policy does not know {unknown}; its words are '
             f'{sorted(config.vocabulary[1:])}'
+        )
+    sentence = ' '.join(words)
+    if config.tasks and sentence not in config.sentences:
+        near = difflib.get_close_matches(sentence, sorted(config.sentences), n=3, cutoff=0.0)
+        raise InstructionError(
+            f'the embedded policy was never trained on {sentence!r}; the nearest of its sentences '
+            f'are {near}. Its tasks are {[task.name for task in config.tasks]}'
         )
     ids = np.zeros(config.max_words, np.int64)
     ids[: len(words)] = [lookup[word] for word in words]

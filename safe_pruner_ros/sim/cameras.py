@@ -9,7 +9,7 @@ import numpy.typing as npt
 from safe_pruner_ros.sim.scene import N_SLOTS
 from safe_pruner_ros.types import UInt8Array
 
-BACKGROUND, RECEPTACLE, ROBOT = -1, -2, -3
+BACKGROUND, RECEPTACLE, ROBOT, LID = -1, -2, -3, -4
 
 
 def _labels(model: mujoco.MjModel) -> npt.NDArray[np.int64]:
@@ -20,6 +20,8 @@ def _labels(model: mujoco.MjModel) -> npt.NDArray[np.int64]:
     for geom in range(model.ngeom):
         root = model.body_rootid[model.geom_bodyid[geom]]
         labels[geom] = roots.get(model.body(root).name, BACKGROUND)
+        if model.body(model.geom_bodyid[geom]).name == 'lid':
+            labels[geom] = LID
     assert labels.max() == N_SLOTS - 1
     return labels
 
@@ -51,7 +53,7 @@ class ViewRenderer:
         return image
 
     def segmentation(self, data: mujoco.MjData, camera: str) -> npt.NDArray[np.int64]:
-        """Labels [H, W]: object index, -1 background or table, -2 receptacle, -3 robot."""
+        """Labels [H, W]: object index, -1 background or table, -2 receptacle, -3 robot, -4 lid."""
         renderer = self._scene(data, camera)
         renderer.enable_segmentation_rendering()
         try:

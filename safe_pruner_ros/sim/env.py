@@ -157,6 +157,13 @@ class DualArmEnv:
         self._data.qvel[:] = 0.0
         self._refresh()
 
+    def place_lid(self, lid_rad: float) -> None:
+        """Put the receptacle's lid at an angle, at rest; nothing happens without a lid."""
+        if self.task.receptacle.has_lid:
+            self._data.joint('lid').qpos[0] = lid_rad
+            self._data.joint('lid').qvel[0] = 0.0
+            self._refresh()
+
     def hand_positions(self) -> FloatArray:
         """Where the hands' tool centre points are [2, 3], m, world frame."""
         hands: FloatArray = self._data.site_xpos[self._sites].copy()
@@ -228,7 +235,7 @@ class DualArmEnv:
         return self._renderer.colour(self._data, view)
 
     def segmentation(self, view: str) -> npt.NDArray[np.int64]:
-        """Labels [H, W]: object index, -1 background or table, -2 receptacle, -3 robot."""
+        """Labels [H, W]: object index, -1 background or table, -2 receptacle, -3 robot, -4 lid."""
         self._check_view(view)
         return self._renderer.segmentation(self._data, view)
 
@@ -273,6 +280,11 @@ class DualArmEnv:
     @property
     def stage(self) -> str:
         return self.task.stage(self.world(), self.target_index)
+
+    @property
+    def time_limit_s(self) -> float:
+        """How long the task allows an episode to take."""
+        return 0.1 * self.task.max_steps
 
     def world(self) -> WorldState:
         """The observable state that tasks judge and the expert acts on."""

@@ -18,7 +18,7 @@ RGB: dict[Colour, tuple[float, float, float]] = {
     'yellow': (0.96, 0.80, 0.08),
 }
 COLOURS: tuple[Colour, ...] = tuple(RGB)
-SHAPES: tuple[Shape, ...] = ('block', 'cylinder', 'ball')  # of pick_place
+SHAPES: tuple[Shape, ...] = ('block', 'cylinder', 'ball')  # of every task
 GEOM_TYPES: dict[Shape, mujoco.mjtGeom] = {
     'block': mujoco.mjtGeom.mjGEOM_BOX,
     'cylinder': mujoco.mjtGeom.mjGEOM_CYLINDER,

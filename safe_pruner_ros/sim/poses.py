@@ -15,7 +15,7 @@ from safe_pruner_ros.types import FloatArray
 
 X_RANGE_M = (0.27, 0.54)
 Y_RANGE_M = (-0.04, 0.37)  # towards the arm's own side
-HEIGHT_RANGE_M = (0.02, 0.24)  # tool centre point above the table
+HEIGHT_RANGE_M = (0.02, 0.28)  # tool centre point above the table
 NEAR_OBJECT_SHARE = 0.5
 NEAR_OBJECT_M = 0.03  # spread around the object's centre, sideways
 

@@ -6,6 +6,7 @@ shards are skipped when a run is resumed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,12 @@ from safe_pruner_ros.sim.env import DualArmEnv
 from safe_pruner_ros.training.dataset import save_shard
 from safe_pruner_ros.training.demonstrations import Frame, expert_episode, policy_episode
 from safe_pruner_ros.training.jobs import batches, environment, run_jobs
-from safe_pruner_ros.training.recipe import TrainingRecipe, noise_of
+from safe_pruner_ros.training.recipe import (
+    CORRECTIONS,
+    DEMONSTRATIONS,
+    TrainingRecipe,
+    noise_of,
+)
 from safe_pruner_ros.training.vision_pretraining import load_tower
 from safe_pruner_ros.types import FloatArray
 
@@ -39,30 +45,41 @@ def encode_frames(
 
 
 def _demonstration_shard(
-    recipe: TrainingRecipe, seeds: Sequence[int], run: Path, width: int, target: Path
+    recipe: TrainingRecipe, task: str, seeds: Sequence[int], run: Path, width: int, target: Path
 ) -> int:
-    env, tower = environment(recipe.task), load_tower(run / 'vision' / 'tower.pt', width)
+    env, tower = environment(task), load_tower(run / 'vision' / 'tower.pt', width)
     frames: list[Frame] = []
     solved = 0
     for seed in seeds:
-        frames.extend(expert_episode(env, seed, noise_of(seed, recipe), recipe.label_stride))
-        solved += env.success
-    facts = {'source': 'expert', 'seeds': [seeds[0], seeds[-1]], 'solved': int(solved)}
+        episode = expert_episode(env, seed, noise_of(seed, recipe), recipe.label_stride)
+        frames.extend(episode)
+        solved += bool(episode)
+    facts = {'task': task, 'source': 'expert', 'seeds': [seeds[0], seeds[-1]], 'solved': solved}
     save_shard(target, frames, encode_frames(tower, frames), facts)
-    return int(solved)
+    return solved
 
 
 def collect_demonstrations(
-    recipe: TrainingRecipe, seeds: Sequence[int], run: Path, width: int, processes: int
-) -> None:
-    """Expert episodes of ``seeds`` as shards in ``run``/demonstrations."""
-    pending = [(recipe, job, run, width, target) for job, target in _missing(seeds, run, 'expert')]
-    run_jobs(_demonstration_shard, pending, len(pending), processes, 'demonstrations')
+    recipe: TrainingRecipe, run: Path, width: int, processes: int
+) -> dict[str, str]:
+    """Expert episodes of each task as shards in ``run``/demonstrations; answers how many of those
+    collected now were solved."""
+    solved = {}
+    for scenes in recipe.tasks:
+        seeds = recipe.seeds(DEMONSTRATIONS, scenes.demonstrations)
+        missing = _missing(seeds, run, scenes.task, 'expert')
+        pending = [(recipe, scenes.task, job, run, width, target) for job, target in missing]
+        title = f'{scenes.task}: demonstrations'
+        counts = run_jobs(_demonstration_shard, pending, len(pending), processes, title)
+        solved[scenes.task] = f'{sum(counts)} of {sum(len(job) for job, _ in missing)}'
+    return solved
 
 
-def _missing(seeds: Sequence[int], run: Path, source: str) -> list[tuple[Sequence[int], Path]]:
+def _missing(
+    seeds: Sequence[int], run: Path, task: str, source: str
+) -> list[tuple[Sequence[int], Path]]:
     jobs = batches(seeds, EPISODES_PER_SHARD)
-    targets = [run / 'demonstrations' / f'{source}_{job[0]:06d}' for job in jobs]
+    targets = [run / 'demonstrations' / f'{source}_{task}_{job[0]:06d}' for job in jobs]
     return [
         (job, target) for job, target in zip(jobs, targets, strict=True) if not target.exists()
     ]
@@ -88,29 +105,38 @@ class FullPassActor:
 
 
 def _dagger_shard(
-    recipe: TrainingRecipe, seeds: Sequence[int], model: EmbeddedVLA, target: Path
+    recipe: TrainingRecipe, task: str, seeds: Sequence[int], model: EmbeddedVLA, target: Path
 ) -> int:
-    env, actor = environment(recipe.task), FullPassActor(model)
+    env, actor = environment(task), FullPassActor(model)
     frames: list[Frame] = []
     solved = 0
     horizon = model.config.execution_horizon
     for seed in seeds:
         frames.extend(policy_episode(env, seed, actor, horizon))
         solved += env.success
-    facts = {'source': 'policy', 'seeds': [seeds[0], seeds[-1]], 'solved': int(solved)}
+    facts = {'task': task, 'source': 'policy', 'seeds': [seeds[0], seeds[-1]], 'solved': solved}
     save_shard(target, frames, encode_frames(model.vision, frames), facts)
-    return int(solved)
+    return solved
 
 
 def collect_corrections(
-    recipe: TrainingRecipe,
-    seeds: Sequence[int],
-    model: EmbeddedVLA,
-    run: Path,
-    processes: int,
-) -> float:
-    """One DAgger round; returns the policy's success rate in it (training scenes)."""
-    missing = _missing(seeds, run, 'policy')
-    pending = [(recipe, job, model, target) for job, target in missing]
-    solved = run_jobs(_dagger_shard, pending, len(pending), processes, 'corrections')
-    return sum(solved) / max(1, sum(len(job) for job, _ in missing))
+    recipe: TrainingRecipe, round_number: int, model: EmbeddedVLA, run: Path, processes: int
+) -> dict[str, float]:
+    """One DAgger round; answers the policy's success rate in each task (training scenes)."""
+    rates = {}
+    for scenes in recipe.tasks:
+        count = scenes.corrections
+        seeds = recipe.seeds(CORRECTIONS, count, skip=count * round_number)
+        missing = _missing(seeds, run, scenes.task, 'policy')
+        pending = [(recipe, scenes.task, job, model, target) for job, target in missing]
+        title = f'{scenes.task}: corrections'
+        run_jobs(_dagger_shard, pending, len(pending), processes, title)
+        rates[scenes.task] = _solved(run, scenes.task, seeds) / len(seeds)
+    return rates
+
+
+def _solved(run: Path, task: str, seeds: Sequence[int]) -> int:
+    """Episodes solved in the shards of ``seeds``, those of a killed run included."""
+    folder = run / 'demonstrations'
+    shards = [folder / f'policy_{task}_{job[0]:06d}' for job in batches(seeds, EPISODES_PER_SHARD)]
+    return sum(json.loads((shard / 'facts.json').read_text())['solved'] for shard in shards)

@@ -7,7 +7,7 @@ trains without ever running the tower.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,11 @@ from safe_pruner_ros.policies.embedded_model import EmbeddedConfig
 from safe_pruner_ros.policies.instructions import encode_words
 from safe_pruner_ros.training.demonstrations import Frame
 
-ARRAYS = ('tokens', 'proprioception', 'coverage', 'kinds', 'object_positions')
+ARRAYS = ('tokens', 'proprioception', 'coverage', 'kinds', 'object_positions', 'receptacle')
 BATCH_KEYS = (
-    'visual', 'proprioception', 'words', 'chunk', 'shows_object', 'shows_named', 'position',
+    'visual', 'proprioception', 'words', 'chunk', 'shows_object', 'shows_named', 'places',
 )  # fmt: skip
-MIN_SHOWN = 5  # of 255: a patch with less of an object does not show it
+MIN_SHOWN = 3  # of 255: a patch with less of an object does not show it
 INSTRUCTED_SHARE = 0.5  # of the samples ask for the object that the episode is about
 LABELS = ('label_frame', 'label_object', 'label_chunk')
 
@@ -30,13 +30,15 @@ LABELS = ('label_frame', 'label_object', 'label_chunk')
 def save_shard(
     path: Path, frames: Sequence[Frame], tokens: Sequence[npt.NDArray[np.float16]], facts: dict
 ) -> None:
-    """Write one shard atomically: a killed run leaves whole shards or none."""
+    """Write one shard atomically: a killed run leaves whole shards or none. ``facts`` name its
+    'task'."""
     arrays = {
         'tokens': np.stack(tokens),
         'proprioception': np.stack([f.proprioception for f in frames]),
         'coverage': np.stack([f.coverage for f in frames]),
         'kinds': np.array([f.kinds for f in frames]),
         'object_positions': np.stack([f.object_positions for f in frames]),
+        'receptacle': np.stack([f.receptacle for f in frames]),
         'label_frame': np.array([i for i, f in enumerate(frames) for _ in f.labels]),
         'label_object': np.array([label.object_index for f in frames for label in f.labels]),
         'label_chunk': np.stack([label.chunk for f in frames for label in f.labels]),
@@ -55,9 +57,12 @@ def _frame_rows(number: int, shard: dict[str, np.ndarray]) -> npt.NDArray[np.int
 
 
 class DemonstrationSet:
-    """All shards below ``folder``; a sample: a frame, one of its labels and a random template."""
+    """All shards below ``folder``; a sample: a frame, one of its labels and a random template of
+    its task (``templates``: task -> sentences with '{object}')."""
 
-    def __init__(self, folder: Path, config: EmbeddedConfig, templates: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, config: EmbeddedConfig, templates: Mapping[str, Sequence[str]]
+    ) -> None:
         shards = sorted(
             path.parent for path in folder.glob('*/facts.json') if path.parent.suffix == ''
         )
@@ -71,13 +76,15 @@ class DemonstrationSet:
         rows = np.concatenate([_frame_rows(s, shard) for s, shard in enumerate(self._shards)])
         corrected = np.array([path.name.startswith('policy') for path in shards])[rows[:, 0]]
         self._demonstrated, self._corrected = rows[~corrected], rows[corrected]
-        self._config, self._templates = config, tuple(templates)
+        self._templates = [
+            tuple(templates[json.loads((shard / 'facts.json').read_text())['task']])
+            for shard in shards
+        ]
         self._words = {
             (kind, template): encode_words(template.format(object=kind), config)
-            for kind in sorted(
-                {str(k) for shard in self._shards for k in np.unique(shard['kinds'])}
-            )
-            for template in self._templates
+            for shard, own in zip(self._shards, self._templates, strict=True)
+            for kind in map(str, np.unique(shard['kinds']))
+            for template in own
         }
 
     def __len__(self) -> int:
@@ -85,7 +92,7 @@ class DemonstrationSet:
 
     def statistics(self) -> dict[str, npt.NDArray[np.float32]]:
         """Mean and spread of proprioception [J], spread of the label deltas [chunk, J], and mean
-        and spread of object positions [3]."""
+        and spread of the places [6], see ``batch``."""
         proprioception = np.concatenate([s['proprioception'] for s in self._shards])
         deltas = np.concatenate(
             [
@@ -93,23 +100,25 @@ class DemonstrationSet:
                 for s in self._shards
             ]
         )
-        positions = np.concatenate([s['object_positions'].reshape(-1, 3) for s in self._shards])
+        objects = np.concatenate([s['object_positions'].reshape(-1, 3) for s in self._shards])
+        receptacles = np.concatenate([s['receptacle'] for s in self._shards])
         return {
             'proprioception_mean': proprioception.mean(0),
             'proprioception_std': proprioception.std(0) + 1e-2,
             # The arm that is not used hardly moves: a floor keeps its noise from being amplified.
             'delta_scale': np.maximum(deltas.std(0), 0.02),
-            'position_mean': positions.mean(0),
-            'position_std': positions.std(0) + 1e-2,
+            'places_mean': np.concatenate([objects.mean(0), receptacles.mean(0)]),
+            'places_std': np.concatenate([objects.std(0), receptacles.std(0)]) + 1e-2,
         }
 
     def batch(
         self, rng: np.random.Generator, size: int, correction_share: float = 0.0
     ) -> dict[str, torch.Tensor]:
-        """A random batch: visual tokens [B, V, C], words [B, W], chunk [B, 8, J], position [B, 3];
-        [B, V] ``shows_object``: the patch shows some object, ``shows_named``: the largest one it
-        shows is the instructed one. ``correction_share`` of the samples come from the policy's own
-        episodes, where there are some."""
+        """A random batch: visual tokens [B, V, C], words [B, W], chunk [B, 8, J], places [B, 6]:
+        where the instructed object is (x, y, z in m), the receptacle (x, y in m) and how far its
+        lid is open (rad); [B, V] ``shows_object``: the patch shows some object, ``shows_named``:
+        the largest one it shows is the instructed one. ``correction_share`` of the samples come
+        from the policy's own episodes, where there are some."""
         n_corrected = round(size * correction_share) if len(self._corrected) else 0
         picks = np.concatenate(
             [
@@ -117,24 +126,14 @@ class DemonstrationSet:
                 rng.choice(self._demonstrated, size - n_corrected),
             ]
         )
-        rows: dict[str, list[np.ndarray]] = {
-            key: []
-            for key in (
-                'visual',
-                'proprioception',
-                'words',
-                'chunk',
-                'shows_object',
-                'shows_named',
-                'position',
-            )
-        }
+        rows: dict[str, list[np.ndarray]] = {key: [] for key in BATCH_KEYS}
         for shard_number, frame, first, count in picks:
             shard = self._shards[shard_number]
             other = count > 1 and rng.random() >= INSTRUCTED_SHARE
             row = first + (int(rng.integers(1, count)) if other else 0)
             item = int(shard['label_object'][row])
-            template = self._templates[int(rng.integers(len(self._templates)))]
+            templates = self._templates[shard_number]
+            template = templates[int(rng.integers(len(templates)))]
             rows['visual'].append(shard['tokens'][frame].astype(np.float32))
             rows['proprioception'].append(shard['proprioception'][frame])
             rows['words'].append(self._words[str(shard['kinds'][frame, item]), template])
@@ -142,5 +141,6 @@ class DemonstrationSet:
             coverage = shard['coverage'][frame]
             rows['shows_object'].append(coverage.max(axis=1) >= MIN_SHOWN)
             rows['shows_named'].append((coverage.argmax(axis=1) == item).astype(np.float32))
-            rows['position'].append(shard['object_positions'][frame, item])
+            places = [shard['object_positions'][frame, item], shard['receptacle'][frame]]
+            rows['places'].append(np.concatenate(places))
         return {key: torch.from_numpy(np.stack(values)) for key, values in rows.items()}

@@ -2,8 +2,8 @@
 
 Besides the L1 loss on the chunk, two auxiliary losses sit on the *last* layer and are dropped on
 export: each visual token that shows an object says whether it is the instructed one, and the
-action slots say where that is (m). They teach grounding where the network decides, not before
-the place where pruning cuts.
+action slots say where that and the receptacle are (m) and how far its lid is open (rad). They
+teach grounding where the network decides, not before the place where pruning cuts.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from safe_pruner_ros.policies.embedded_model import EmbeddedConfig, EmbeddedVLA
+from safe_pruner_ros.sim.tasks.catalog import get_task
 from safe_pruner_ros.training.dataset import DemonstrationSet
 from safe_pruner_ros.training.optimizer import Optimizers
 from safe_pruner_ros.training.parallel import average_gradients
@@ -34,7 +35,7 @@ class AuxiliaryHeads(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.grounding = nn.Linear(width, 1)
-        self.position = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 3))
+        self.position = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 6))
 
 
 @dataclass
@@ -95,11 +96,11 @@ def losses(
     # the instruction, already made this loss small (docs/experiments.md).
     shows = batch['shows_object'].float()
     grounding = F.binary_cross_entropy_with_logits(logits, batch['shows_named'], reduction='none')
-    position = (batch['position'] - statistics['position_mean']) / statistics['position_std']
+    places = (batch['places'] - statistics['places_mean']) / statistics['places_std']
     return {
         'action': (raw - target).abs().mean(),
         'grounding': (grounding * shows).sum() / shows.sum().clamp(min=1),
-        'position': (heads.position(slots.mean(1)) - position).abs().mean(),
+        'position': (heads.position(slots.mean(1)) - places).abs().mean(),
     }
 
 
@@ -117,11 +118,11 @@ def train_stage(
     recipe: TrainingRecipe,
     stage_number: int,
     config: EmbeddedConfig,
-    templates: tuple[str, ...],
     run: Path,
     device: str = 'cpu',
 ) -> None:
     """Train stage ``stage_number`` to its end, resuming from ``run``/learner.pt."""
+    templates = {scenes.task: get_task(scenes.task).templates for scenes in recipe.tasks}
     data = DemonstrationSet(run / 'demonstrations', config, templates)
     statistics = {k: torch.from_numpy(v).to(device) for k, v in torch_load_statistics(run).items()}
     stage = recipe.stages[stage_number]

@@ -1,8 +1,9 @@
 """Stage 0: labelled pictures for the vision tower.
 
-Most show a scene once, with the arms somewhere in the workspace, also with an object in a hand: no
-two share their objects, so nothing can be learnt by heart. The others come from expert episodes,
-as the policy will see them. Each job writes one shard; finished shards are skipped on a resume.
+Most show a scene once, with the arms somewhere in the workspace, also with an object in a hand or
+in the receptacle and with its lid at any angle: no two share their objects, so nothing can be
+learnt by heart. The others come from expert episodes, as the policy will see them. Each job writes
+one shard; finished shards are skipped on a resume.
 """
 
 from __future__ import annotations
@@ -16,15 +17,24 @@ import numpy.typing as npt
 from safe_pruner_ros.sim import robot
 from safe_pruner_ros.sim.env import DualArmEnv
 from safe_pruner_ros.sim.poses import random_arms
+from safe_pruner_ros.sim.receptacles import LID_OPEN_RAD
 from safe_pruner_ros.sim.rollouts import run_expert
+from safe_pruner_ros.sim.scene import TABLE_TOP_M
 from safe_pruner_ros.training.jobs import batches, environment, run_jobs
-from safe_pruner_ros.training.labels import PatchLabels, patch_labels
-from safe_pruner_ros.training.recipe import TrainingRecipe, noise_of
+from safe_pruner_ros.training.labels import FIXTURES, PatchLabels, patch_labels
+from safe_pruner_ros.training.recipe import (
+    PICTURE_EPISODES,
+    PICTURES,
+    TrainingRecipe,
+    noise_of,
+)
 from safe_pruner_ros.types import FloatArray
 
 SCENES_PER_SHARD = 40
 EPISODES_PER_SHARD = 5
 HELD_SHARE = 0.25  # of the hands of posed scenes hold an object
+PLACED_SHARE = 0.2  # of posed scenes have an object in the receptacle
+LID_SHARE = 0.6  # of posed scenes have the lid, if there is one, at any angle
 ARRAYS = ('coverage', 'offset', 'images')
 Picture = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16], npt.NDArray[np.uint8]]
 
@@ -32,9 +42,11 @@ Picture = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16], npt.NDArray[np.u
 def kind_labels(env: DualArmEnv, view: str, kinds: Sequence[str], grid: int) -> PatchLabels:
     """Labels with one channel for each kind of object there is (absent ones are zero)."""
     labels = patch_labels(env.segmentation(view), len(env.objects), grid)
-    channels = [kinds.index(item.name) for item in env.objects] + [len(kinds), len(kinds) + 1]
-    coverage = np.zeros((grid * grid, len(kinds) + 2), np.float32)
-    offset = np.zeros((grid * grid, len(kinds) + 1, 2), np.float32)
+    n_placed = len(kinds) + len(FIXTURES)
+    channels = [kinds.index(item.name) for item in env.objects]
+    channels += range(len(kinds), n_placed + 1)
+    coverage = np.zeros((grid * grid, n_placed + 1), np.float32)
+    offset = np.zeros((grid * grid, n_placed, 2), np.float32)
     coverage[:, channels] = labels.coverage
     offset[:, channels[:-1]] = labels.offset
     return PatchLabels(coverage, offset)
@@ -64,13 +76,28 @@ def pose_scene(env: DualArmEnv, seed: int) -> None:
             env.place_arms(arms)
             jitter = rng.uniform(-0.006, 0.006, size=3)
             env.place_object(int(index), env.hand_positions()[hand] + jitter, rng.uniform(-3, 3))
+    if rng.random() < PLACED_SHARE:
+        _put_inside(env, int(rng.integers(len(env.objects))), rng)
+    if rng.random() < LID_SHARE:
+        env.place_lid(float(rng.uniform(0.0, LID_OPEN_RAD)))
     env.place_arms(arms)
 
 
+def _put_inside(env: DualArmEnv, index: int, rng: np.random.Generator) -> None:
+    """An object on the floor of the receptacle, or on its way down there."""
+    item, there = env.objects[index], env.task.receptacle
+    room = max(0.0, there.inner_half_size_m - item.radius_m - 0.004)
+    x, y = env.scene.receptacle_xy + rng.uniform(-room, room, size=2)
+    height = TABLE_TOP_M + there.floor_m + item.half_height_m + 0.001
+    if rng.random() < 0.3:
+        height += rng.uniform(0.0, there.carry_m)
+    env.place_object(index, np.array([x, y, height]), rng.uniform(-3, 3))
+
+
 def _scene_shard(
-    recipe: TrainingRecipe, seeds: Sequence[int], kinds: Sequence[str], grid: int, target: Path
+    recipe: TrainingRecipe, task: str, seeds: Sequence[int], grid: int, target: Path
 ) -> None:
-    env = environment(recipe.task)
+    env, kinds = environment(task), recipe.object_names
     pictures: list[Picture] = []
     for seed in seeds:
         pose_scene(env, seed)
@@ -79,9 +106,9 @@ def _scene_shard(
 
 
 def _episode_shard(
-    recipe: TrainingRecipe, seeds: Sequence[int], kinds: Sequence[str], grid: int, target: Path
+    recipe: TrainingRecipe, task: str, seeds: Sequence[int], grid: int, target: Path
 ) -> None:
-    env = environment(recipe.task)
+    env, kinds = environment(task), recipe.object_names
     pictures: list[Picture] = []
 
     def take(env: DualArmEnv, _chunk: FloatArray) -> None:
@@ -101,24 +128,22 @@ def _save(pictures: Sequence[Picture], target: Path) -> None:
     temporary.rename(target)
 
 
-def collect_pictures(
-    recipe: TrainingRecipe,
-    episode_seeds: Sequence[int],
-    scene_seeds: Sequence[int],
-    kinds: Sequence[str],
-    grid: int,
-    folder: Path,
-    processes: int,
-) -> None:
-    """Shards of images uint8 [N, H, W, 3], coverage uint8 [N, G*G, kinds + 2] and offset float16
-    [N, G*G, kinds + 1, 2] below ``folder``."""
-    sources = (
-        (_episode_shard, batches(episode_seeds, EPISODES_PER_SHARD), 'episode'),
-        (_scene_shard, batches(scene_seeds, SCENES_PER_SHARD), 'scene'),
-    )
-    for work, jobs, name in sources:
-        targets = [(job, folder / f'{name}_{job[0]:06d}') for job in jobs]
-        pending = [
-            (recipe, job, kinds, grid, target) for job, target in targets if not target.exists()
-        ]
-        run_jobs(work, pending, len(pending), processes, f'{name} pictures')
+def collect_pictures(recipe: TrainingRecipe, grid: int, folder: Path, processes: int) -> None:
+    """Shards of images uint8 [N, H, W, 3], coverage uint8 [N, G*G, kinds + 3] and offset float16
+    [N, G*G, kinds + 2, 2] in ``folder``/<task>; kinds are the recipe's ``object_names``."""
+    for scenes in recipe.tasks:
+        episodes = recipe.seeds(PICTURE_EPISODES, scenes.picture_episodes)
+        posed = recipe.seeds(PICTURES, scenes.pictures)
+        sources = (
+            (_episode_shard, batches(episodes, EPISODES_PER_SHARD), 'episode'),
+            (_scene_shard, batches(posed, SCENES_PER_SHARD), 'scene'),
+        )
+        for work, jobs, name in sources:
+            targets = [(job, folder / scenes.task / f'{name}_{job[0]:06d}') for job in jobs]
+            pending = [
+                (recipe, scenes.task, job, grid, target)
+                for job, target in targets
+                if not target.exists()
+            ]
+            title = f'{scenes.task}: {name} pictures'
+            run_jobs(work, pending, len(pending), processes, title)

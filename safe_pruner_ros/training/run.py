@@ -16,27 +16,38 @@ import numpy as np
 import torch
 
 from safe_pruner_ros.policies.embedded import save_weights
-from safe_pruner_ros.policies.embedded_model import PAD_WORD, EmbeddedConfig, EmbeddedVLA
+from safe_pruner_ros.policies.embedded_model import (
+    PAD_WORD,
+    EmbeddedConfig,
+    EmbeddedVLA,
+    TrainedTask,
+)
 from safe_pruner_ros.sim.env import DualArmEnv
-from safe_pruner_ros.sim.objects import COLOURS, SHAPES
-from safe_pruner_ros.sim.tasks.pick_place import TEMPLATES
+from safe_pruner_ros.sim.tasks.catalog import get_task
 from safe_pruner_ros.training import collect, imitation
 from safe_pruner_ros.training.dataset import DemonstrationSet
 from safe_pruner_ros.training.parallel import launch
 from safe_pruner_ros.training.pictures import collect_pictures
-from safe_pruner_ros.training.recipe import TRAINING_SEEDS, TrainingRecipe, smoke_recipe
+from safe_pruner_ros.training.recipe import RECIPES, TrainingRecipe
 from safe_pruner_ros.training.vision_pretraining import train_vision_tower
 
-KINDS = tuple(f'{colour} {shape}' for colour in COLOURS for shape in SHAPES)
 
-
-def policy_config(task: str) -> EmbeddedConfig:
-    """Shape, joints and words of the policy for ``task``."""
-    with DualArmEnv(task) as env:
+def policy_config(recipe: TrainingRecipe) -> EmbeddedConfig:
+    """Shape, joints, words and tasks of the policy that ``recipe`` trains."""
+    tasks = tuple(
+        TrainedTask(task.name, task.templates, task.object_names)
+        for task in (get_task(scenes.task) for scenes in recipe.tasks)
+    )
+    with DualArmEnv(tasks[0].name) as env:
         layout, views = env.layout, env.views
-    words = {w for t in TEMPLATES for k in KINDS for w in t.format(object=k).split()}
+    words = {
+        word
+        for scenes in recipe.tasks
+        for sentence in get_task(scenes.task).sentences
+        for word in sentence.split()
+    }
     grippers = tuple(joint.name for joint in layout.joints if joint.kind == 'gripper')
-    return EmbeddedConfig(tuple(views), layout.names, grippers, (PAD_WORD, *sorted(words)))
+    return EmbeddedConfig(tuple(views), layout.names, grippers, (PAD_WORD, *sorted(words)), tasks)
 
 
 def train(recipe: TrainingRecipe, run: Path, processes: int, device: str = 'cpu') -> Path:
@@ -49,40 +60,30 @@ def train(recipe: TrainingRecipe, run: Path, processes: int, device: str = 'cpu'
     began = time.monotonic()
     run.mkdir(parents=True, exist_ok=True)
     _check_same_recipe(recipe, run)
-    config = policy_config(recipe.task)
-    seeds = list(TRAINING_SEEDS)
-    first = recipe.seed * 40_000  # other training seeds see other scenes
-
-    def take(start: int, count: int) -> list[int]:
-        return seeds[first + start : first + start + count]
-
-    pictures = take(0, recipe.vision_episodes)
-    demonstrations = take(5_000, recipe.demonstration_episodes)
-    posed = take(12_000, recipe.vision_scenes)
+    config = policy_config(recipe)
 
     vision = run / 'vision'
-    collect_pictures(recipe, pictures, posed, KINDS, config.grid, vision, processes)
+    collect_pictures(recipe, config.grid, vision, processes)
     _say(began, 'pictures are there')
     train_vision_tower(recipe, vision, config.vision_width, workers, device)
     _say(began, 'vision tower is trained')
-    collect.collect_demonstrations(recipe, demonstrations, run, config.vision_width, processes)
-    data = DemonstrationSet(run / 'demonstrations', config, TEMPLATES)
+    solved = collect.collect_demonstrations(recipe, run, config.vision_width, processes)
+    templates = {task.name: task.templates for task in config.tasks}
+    data = DemonstrationSet(run / 'demonstrations', config, templates)
     if not (run / 'statistics.npz').exists():
         np.savez(run / 'statistics.npz', **data.statistics())
-    _say(began, f'{len(data)} labelled frames are there')
+    _say(began, f'{len(data)} labelled frames are there; the expert solved {solved}')
 
     for number, stage in enumerate(recipe.stages):
         record = run / f'corrections_{number}.json'
         if number in recipe.dagger_before_stages and not record.exists():
             model = trained_model(run, config, recipe)
             round_number = recipe.dagger_before_stages.index(number)
-            begin = 10_000 + recipe.dagger_episodes * round_number
-            scenes = take(begin, recipe.dagger_episodes)
-            rate = collect.collect_corrections(recipe, scenes, model, run, processes)
-            record.write_text(json.dumps({'success_rate': rate}))
-            _say(began, f'policy solved {rate:.0%} of the scenes it was corrected in')
+            rates = collect.collect_corrections(recipe, round_number, model, run, processes)
+            record.write_text(json.dumps({'success_rate': rates}))
+            _say(began, f'share of the corrected scenes that the policy solved: {rates}')
         if _progress(run) < (number, stage.steps):
-            launch(imitation.train_stage, workers, recipe, number, config, TEMPLATES, run, device)
+            launch(imitation.train_stage, workers, recipe, number, config, run, device)
         _say(began, f'decoder stage {number} ({stage.n_layers} layers) is trained')
 
     target = run / 'embedded.safetensors'
@@ -123,23 +124,13 @@ def _say(began: float, text: str) -> None:
     print(f'[{(time.monotonic() - began) / 60:6.1f} min] {text}', flush=True)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--out', type=Path, default=Path('runs/embedded'), help='run folder')
-    parser.add_argument('--processes', type=int, default=2, help='one a core is best')
-    parser.add_argument('--seed', type=int, default=0, help='scenes, initial weights and order')
-    parser.add_argument('--device', default='cpu', help='where the networks learn: cpu or cuda')
-    parser.add_argument('--smoke', action='store_true', help='minutes long, learns nothing')
-
-
 def main(args: argparse.Namespace) -> int:
-    recipe = smoke_recipe() if args.smoke else TrainingRecipe(seed=args.seed)
+    """``args``: recipe, smoke, out, processes, seed, device, see ``safe-pruner train --help``."""
+    name = 'smoke' if args.smoke else args.recipe
+    if name not in RECIPES:
+        raise ValueError(f'unknown recipe {name!r}; known: {sorted(RECIPES)}')
+    recipe = RECIPES[name](args.seed)
     if args.device != 'cpu' and not torch.cuda.is_available():
         raise ValueError(f'--device {args.device}: this torch sees no GPU; use --device cpu')
     train(recipe, args.out, args.processes, args.device)
     return 0
-
-
-if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    raise SystemExit(main(parser.parse_args()))

@@ -55,6 +55,10 @@ class FakeEnv:
         return 'done' if self.success else 'reach'
 
     @property
+    def time_limit_s(self) -> float:
+        return 2.0
+
+    @property
     def time_ns(self) -> int:
         return round(len(self.commands) * TICK_S * 1e9)
 

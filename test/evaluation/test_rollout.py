@@ -153,3 +153,23 @@ def test_expert_solves_the_real_robot() -> None:
     assert result.success, result
     assert result.stages[0] == 'reach' and result.stages[-1] == 'done'
     assert result.policy_steps <= 15
+
+
+def test_an_episode_may_take_the_time_of_its_task(env, make_policy):
+    assert run_episode(make_policy(ramp), env, 0).policy_steps == 5  # 2 s in steps of 4 x 0.1 s
+    settings = RolloutSettings(execution_horizon=3)
+    assert run_episode(make_policy(ramp), env, 0, settings=settings).policy_steps == 7
+
+
+def test_subtasks_are_asked_before_every_policy_step(env, make_policy):
+    times = []
+
+    def subtask():
+        times.append(env.time_ns)
+        return 'pick' if len(times) < 3 else 'place'
+
+    result = run_episode(make_policy(ramp), env, 0, subtask=subtask)
+    assert result.subtasks == ('pick', 'pick', 'place', 'place', 'place')
+    assert len(result.subtasks) == result.policy_steps
+    assert times == [step * 400_000_000 for step in range(5)]
+    assert run_episode(make_policy(ramp), env, 0).subtasks == ()

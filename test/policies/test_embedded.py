@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safe_pruner_ros.policies.embedded import EmbeddedPolicy, load_weights, save_weights
-from safe_pruner_ros.policies.embedded_model import EmbeddedConfig, EmbeddedVLA
+from safe_pruner_ros.policies.embedded_model import (
+    EmbeddedConfig,
+    EmbeddedVLA,
+    TrainedTask,
+)
 from safe_pruner_ros.policies.instructions import encode_words
 from safe_pruner_ros.policies.policy import InstructionError, PolicyOutputError
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
@@ -113,6 +118,31 @@ def test_instructions_it_cannot_follow_are_refused(text: str, complaint: str) ->
         tested.predict(observation(text))
 
 
+TASKS = (
+    TrainedTask('lifting', ('put the {object} in the tray',), ('red block', 'blue block')),
+    TrainedTask('sorting', ('the red {object}',), ('block',)),
+)
+
+
+@pytest.mark.parametrize(
+    ('text', 'complaint'),
+    [
+        ('put the tray in the red block', "nearest of its sentences are .*'put the red block in"),
+        ('the block red', "trained on 'the block red'.*lifting.*sorting"),
+        ('put the red', 'never trained on'),
+        ('put the purple block in the tray', r"does not know \['purple'\]"),
+    ],
+)
+def test_known_words_in_a_sentence_of_no_task_are_refused(text: str, complaint: str) -> None:
+    config = replace(CONFIG, tasks=TASKS)
+    tested = EmbeddedPolicy(EmbeddedVLA(config), 'unpruned')
+    for sentence in config.sentences:
+        tested.check_instruction(sentence.upper() + '!')
+    assert len(config.sentences) == 3
+    with pytest.raises(InstructionError, match=complaint):
+        tested.check_instruction(text)
+
+
 def test_live_settings_take_effect_and_bad_ones_change_nothing() -> None:
     tested = policy(retention_ratio=0.25, similarity_threshold=0.0)
     tested.predict(observation())
@@ -173,12 +203,26 @@ def test_images_of_another_size_are_resized() -> None:
 
 
 def test_weights_survive_the_round_trip(tmp_path: Path) -> None:
-    network = model().half().float()
+    network = EmbeddedVLA(replace(CONFIG, tasks=TASKS)).half().float()
     save_weights(network, tmp_path / 'w.safetensors', {'note': 'test'})
     again = load_weights(tmp_path / 'w.safetensors')
-    assert again.config == CONFIG
+    assert again.config == replace(CONFIG, tasks=TASKS)
     for name, value in network.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_weights_of_unnamed_tasks_follow_any_sentence_of_their_words(tmp_path: Path) -> None:
+    """Checkpoints of version 0.1 have no such entry."""
+    path, state, metadata = _saved(tmp_path)
+    config = {k: v for k, v in CONFIG.as_dict().items() if k != 'tasks'}
+    save_file(state, path, {**metadata, 'config': json.dumps(config)})
+    loaded = load_weights(path)
+    assert loaded.config.tasks == ()
+    EmbeddedPolicy(loaded, 'unpruned').check_instruction('put the block red in tray')
+    config['tasks'] = [{'name': 'lifting'}]
+    save_file(state, path, {**metadata, 'config': json.dumps(config)})
+    with pytest.raises(ValueError, match='templates'):
+        load_weights(path)
 
 
 def _saved(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor], dict[str, str]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from safe_pruner_ros.sim.cameras import LID
 from safe_pruner_ros.sim.env import DualArmEnv
 from safe_pruner_ros.sim.poses import HEIGHT_RANGE_M, random_arms
 from safe_pruner_ros.sim.scene import TABLE_TOP_M
+from safe_pruner_ros.sim.tasks.task import contains
 from safe_pruner_ros.training.pictures import pose_scene
 
 
@@ -39,6 +41,21 @@ def test_both_fingers_move_together(env):
     joints = [f'astribot_gripper_left_joint_{finger}1' for finger in 'LR']
     left, right = (env._data.joint(name).qpos[0] for name in joints)
     assert left == pytest.approx(right)
+
+
+def test_posed_scenes_show_every_state_of_the_box():
+    """Lids at any angle, and things in the box, also when the seed's own scene has neither."""
+    with DualArmEnv('pack_doll', image_height=64, image_width=64) as env:
+        lids, inside = [], 0
+        for seed in range(40):
+            pose_scene(env, seed)
+            world = env.world()
+            lids.append(world.lid_rad)
+            inside += any(contains(world, i) for i in range(len(env.objects)))
+            shown = (env.segmentation('head') == LID).sum()
+            assert shown > 0 or world.lid_rad > 1.0, 'only a lid on edge can hide'
+    assert min(lids) < 0.3 and max(lids) > 1.6 and np.std(lids) > 0.35
+    assert 3 <= inside <= 12
 
 
 def test_a_posed_scene_depends_on_its_seed_alone(env):

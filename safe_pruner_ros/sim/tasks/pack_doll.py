@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from safe_pruner_ros.sim.objects import COLOURS, Colour, SceneObject, Shape, sample_rgb
+from safe_pruner_ros.sim.objects import COLOURS, SHAPES, Colour, SceneObject, Shape, sample_rgb
 from safe_pruner_ros.sim.receptacles import BOX, LID_OPEN_RAD, LID_SHUT_RAD
 from safe_pruner_ros.sim.scene import RECEPTACLE_CENTRE
 from safe_pruner_ros.sim.tasks.task import (
@@ -95,4 +95,5 @@ PACK_DOLL = Task(
     stages=(*STAGES[:-1], 'close_lid', 'done'),
     max_steps=240,
     with_heads=True,
+    shapes=(*SHAPES, 'doll'),
 )

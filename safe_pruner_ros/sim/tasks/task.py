@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from safe_pruner_ros.sim.objects import SceneObject
+from safe_pruner_ros.sim.objects import COLOURS, SHAPES, SceneObject, Shape
 from safe_pruner_ros.sim.receptacles import Receptacle
 from safe_pruner_ros.sim.scene import TABLE_TOP_M
 from safe_pruner_ros.sim.world import WorldState
@@ -43,7 +43,7 @@ class Task:
     ``sample(rng)`` draws a SceneLayout; ``is_success(world, target)`` and ``stage(world, target)``
     judge a WorldState; ``stages`` lists what ``stage`` answers, in order; ``templates`` contain
     '{object}'. ``max_steps`` is how many 0.1 s waypoints an episode may take; ``with_heads``
-    compiles dolls into the model.
+    compiles dolls into the model; ``shapes`` are those that its scenes may show.
     """
 
     name: str
@@ -55,6 +55,17 @@ class Task:
     stages: tuple[str, ...] = STAGES
     max_steps: int = 120
     with_heads: bool = False
+    shapes: tuple[Shape, ...] = SHAPES
+
+    @property
+    def object_names(self) -> tuple[str, ...]:
+        """All that its scenes may show and its sentences may ask for."""
+        return tuple(f'{colour} {shape}' for colour in COLOURS for shape in self.shapes)
+
+    @property
+    def sentences(self) -> frozenset[str]:
+        """Every instruction there is."""
+        return frozenset(t.format(object=n) for t in self.templates for n in self.object_names)
 
     def instruction(self, name: str, template_index: int) -> str:
         return self.templates[template_index].format(object=name)
