@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from safe_pruner_ros.sim.cameras import LID
 from safe_pruner_ros.sim.env import DualArmEnv, home_positions
 from safe_pruner_ros.sim.expert import SUBTASKS, ScriptedExpert
-from safe_pruner_ros.sim.receptacles import LID_OPEN_RAD, LID_SHUT_RAD
+from safe_pruner_ros.sim.receptacles import HOOP_RADIUS_M, LID_OPEN_RAD, LID_SHUT_RAD
 from safe_pruner_ros.sim.rollouts import run_expert
 from safe_pruner_ros.sim.scene import N_SLOTS
 from safe_pruner_ros.sim.tasks.catalog import TASKS, get_task
@@ -179,6 +181,32 @@ def test_pack_doll_has_three_subtasks_in_order(envs):
         assert order in (['pick', 'place', 'close_lid'], ['pick', 'place', 'close_lid', 'leave'])
         ranks = [env.task.stages.index(stage) for stage in stages]
         assert ranks == sorted(ranks)
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_the_expert_acts_on_what_a_picture_can_show(envs, name, monkeypatch):
+    """A policy without memory sees poses and joints, no speeds. Where the expert's answer depended
+    on one, a policy could not learn it. Only a ball above the hoop is told by its speed, and there
+    nothing can lie still."""
+    env = envs[name]
+    expert, world = ScriptedExpert(env), env.world
+    compared = 0
+
+    def compare(env, chunk):
+        nonlocal compared
+        seen = world()
+        offset = seen.positions[env.target_index] - seen.receptacle_position
+        if name == 'throw_basketball' and np.hypot(*offset[:2]) < HOOP_RADIUS_M:
+            return
+        for speed in (0.0, 1.0):
+            other = replace(seen, speeds=np.full(N_SLOTS, speed))
+            monkeypatch.setattr(env, 'world', lambda other=other: other)
+            np.testing.assert_array_equal(expert.chunk(env.target_index), chunk)
+            monkeypatch.setattr(env, 'world', world)
+        compared += 1
+
+    assert run_expert(env, 7, 0.04, expert=expert, on_policy_step=compare).success
+    assert compared >= 7
 
 
 def test_every_phase_has_a_subtask(envs):
