@@ -61,28 +61,36 @@ def _demonstration_shard(
 
 def collect_demonstrations(
     recipe: TrainingRecipe, run: Path, width: int, processes: int
-) -> dict[str, str]:
-    """Expert episodes of each task as shards in ``run``/demonstrations; answers how many of those
-    collected now were solved."""
-    solved = {}
+) -> dict[str, float]:
+    """Expert episodes of each task as shards in ``run``/demonstrations; answers which share of
+    them was solved, and so kept."""
+    rates = {}
     for scenes in recipe.tasks:
         seeds = recipe.seeds(DEMONSTRATIONS, scenes.demonstrations)
-        missing = _missing(seeds, run, scenes.task, 'expert')
-        pending = [(recipe, scenes.task, job, run, width, target) for job, target in missing]
+        pending = [
+            (recipe, scenes.task, job, run, width, target)
+            for job, target in _shards(run, scenes.task, 'expert', seeds)
+            if not target.exists()
+        ]
         title = f'{scenes.task}: demonstrations'
-        counts = run_jobs(_demonstration_shard, pending, len(pending), processes, title)
-        solved[scenes.task] = f'{sum(counts)} of {sum(len(job) for job, _ in missing)}'
-    return solved
+        run_jobs(_demonstration_shard, pending, len(pending), processes, title)
+        rates[scenes.task] = _solved(run, scenes.task, 'expert', seeds) / len(seeds)
+    return rates
 
 
-def _missing(
-    seeds: Sequence[int], run: Path, task: str, source: str
+def _shards(
+    run: Path, task: str, source: str, seeds: Sequence[int]
 ) -> list[tuple[Sequence[int], Path]]:
+    """The seeds and the folder of each shard, whether it is there or not."""
+    folder = run / 'demonstrations'
     jobs = batches(seeds, EPISODES_PER_SHARD)
-    targets = [run / 'demonstrations' / f'{source}_{task}_{job[0]:06d}' for job in jobs]
-    return [
-        (job, target) for job, target in zip(jobs, targets, strict=True) if not target.exists()
-    ]
+    return [(job, folder / f'{source}_{task}_{job[0]:06d}') for job in jobs]
+
+
+def _solved(run: Path, task: str, source: str, seeds: Sequence[int]) -> int:
+    """How many episodes were solved, those before a kill included."""
+    facts = (shard / 'facts.json' for _, shard in _shards(run, task, source, seeds))
+    return sum(json.loads(file.read_text())['solved'] for file in facts)
 
 
 class FullPassActor:
@@ -127,16 +135,12 @@ def collect_corrections(
     for scenes in recipe.tasks:
         count = scenes.corrections
         seeds = recipe.seeds(CORRECTIONS, count, skip=count * round_number)
-        missing = _missing(seeds, run, scenes.task, 'policy')
-        pending = [(recipe, scenes.task, job, model, target) for job, target in missing]
+        pending = [
+            (recipe, scenes.task, job, model, target)
+            for job, target in _shards(run, scenes.task, 'policy', seeds)
+            if not target.exists()
+        ]
         title = f'{scenes.task}: corrections'
         run_jobs(_dagger_shard, pending, len(pending), processes, title)
-        rates[scenes.task] = _solved(run, scenes.task, seeds) / len(seeds)
+        rates[scenes.task] = _solved(run, scenes.task, 'policy', seeds) / len(seeds)
     return rates
-
-
-def _solved(run: Path, task: str, seeds: Sequence[int]) -> int:
-    """Episodes solved in the shards of ``seeds``, those of a killed run included."""
-    folder = run / 'demonstrations'
-    shards = [folder / f'policy_{task}_{job[0]:06d}' for job in batches(seeds, EPISODES_PER_SHARD)]
-    return sum(json.loads((shard / 'facts.json').read_text())['solved'] for shard in shards)

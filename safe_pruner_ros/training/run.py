@@ -67,12 +67,12 @@ def train(recipe: TrainingRecipe, run: Path, processes: int, device: str = 'cpu'
     _say(began, 'pictures are there')
     train_vision_tower(recipe, vision, config.vision_width, workers, device)
     _say(began, 'vision tower is trained')
-    solved = collect.collect_demonstrations(recipe, run, config.vision_width, processes)
+    rates = collect.collect_demonstrations(recipe, run, config.vision_width, processes)
     templates = {task.name: task.templates for task in config.tasks}
     data = DemonstrationSet(run / 'demonstrations', config, templates)
     if not (run / 'statistics.npz').exists():
         np.savez(run / 'statistics.npz', **data.statistics())
-    _say(began, f'{len(data)} labelled frames are there; the expert solved {solved}')
+    _say(began, f'{len(data)} labelled frames are there; the expert solved {rates}')
 
     for number, stage in enumerate(recipe.stages):
         record = run / f'corrections_{number}.json'

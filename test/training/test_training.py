@@ -29,8 +29,9 @@ from safe_pruner_ros.training.imitation import (
 )
 from safe_pruner_ros.training.labels import patch_labels
 from safe_pruner_ros.training.optimizer import orthogonalise
+from safe_pruner_ros.training.picture_set import PictureSet, split_shards
 from safe_pruner_ros.training.run import policy_config
-from safe_pruner_ros.training.vision_pretraining import PictureSet, describe, split_shards
+from safe_pruner_ros.training.vision_pretraining import describe
 
 CONFIG = EmbeddedConfig(
     ('head', 'left_wrist', 'right_wrist'),
