@@ -12,6 +12,7 @@ from safe_pruner_ros.core.baselines.random_pruner import RandomPruner, RandomPru
 from safe_pruner_ros.core.baselines.sparsevlm import SparseVLM
 from safe_pruner_ros.core.baselines.specprune_vla import SpecPrune, SpecPruneConfig
 from safe_pruner_ros.core.baselines.unpruned import Unpruned, UnprunedConfig
+from safe_pruner_ros.core.baselines.vla_cache import VLACache, VLACacheConfig
 from safe_pruner_ros.core.baselines.vla_pruner import VLAPruner, VLAPrunerConfig
 from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.core.safe_pruner import SafePruner, SafePrunerConfig
@@ -30,6 +31,7 @@ _CATALOG = {
     'fastv': _Entry(FastV, FastVConfig),
     'sparsevlm': _Entry(SparseVLM, ScorePrunerConfig),
     'divprune': _Entry(DivPrune, DivPruneConfig),
+    'vla_cache': _Entry(VLACache, VLACacheConfig),
     'vla_pruner': _Entry(VLAPruner, VLAPrunerConfig),
     'specprune_vla': _Entry(SpecPrune, SpecPruneConfig),
     'safe_pruner': _Entry(SafePruner, SafePrunerConfig),

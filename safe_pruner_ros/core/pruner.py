@@ -22,7 +22,7 @@ from enum import Enum
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 from safe_pruner_ros.core.selection import RetainedTokens
 from safe_pruner_ros.core.tokens import QueryGroup, TokenLayout
@@ -69,7 +69,8 @@ class StepContext:
     ``shallow``: answers to ``shallow_requests``. ``step`` counts policy steps of the episode.
     ``instruction_key`` changes when the instruction does.
     ``embeddings`` [S, D'], the whole decoder input, for methods that compare text with image
-    before any layer has run; None where nobody gave it.
+    before any layer has run; None where nobody gave it. ``patches`` [V, P]: the RGB pixels that
+    each visual token shows, for methods that compare pictures; None where nobody gave them.
     """
 
     features: Float[torch.Tensor, 'V D']
@@ -78,11 +79,33 @@ class StepContext:
     instruction_key: Hashable
     step: int
     embeddings: Float[torch.Tensor, 'S E'] | None = None
+    patches: Float[torch.Tensor, 'V P'] | None = None
+
+
+@dataclass(frozen=True)
+class KeyValueReuse:
+    """Tokens that are skipped, not dropped: the layers from ``pruning_layer`` on do not compute
+    them, but their keys and values of an earlier step stay visible to everybody.
+
+    ``record``: `StepAttention.record` of that step, opaque to pruners; None: nothing to reuse, but
+    record this step. ``order`` int64 [V]: all visual indices, those to skip first in front.
+    ``counts``: layer ``pruning_layer`` + i skips ``order[:counts[i]]``. They never decrease: a
+    token that one layer has skipped has no input for the next. ``measure_entropy``: fill
+    `StepAttention.entropy` in this step.
+    """
+
+    record: object | None
+    order: Int64[torch.Tensor, ' V']
+    counts: tuple[int, ...]
+    measure_entropy: bool = True
 
 
 @dataclass(frozen=True)
 class StepPlan:
     """A pruner's answer. ``retained`` None means: run this step in full.
+
+    ``reuse`` not None: tokens that are not retained are skipped, not dropped. ``retained`` are
+    then those that even the last layer computes.
 
     ``fallback`` is not empty when doubt (NaN saliency, ...) made the pruner keep every token.
     The saliency terms are what the decision was made from, for reports and overlays.
@@ -96,14 +119,21 @@ class StepPlan:
     forecast: Float[torch.Tensor, ' V'] | None = None
     fused: Float[torch.Tensor, ' V'] | None = None
     fallback: str = ''
+    reuse: KeyValueReuse | None = None
 
 
 @dataclass(frozen=True)
 class StepAttention:
     """What was measured in a step: the shallow saliency, and on full steps the deep one too (on
-    pruned steps only what was marked ``on_pruned_steps``)."""
+    pruned steps only what was marked ``on_pruned_steps``).
+
+    Only where the plan had a ``reuse``: ``record``, the keys and values of this step, and, if
+    asked for, ``entropy`` [L] of each layer's attention (heads averaged, mean over computed rows).
+    """
 
     saliency: Saliency = field(default_factory=dict)
+    entropy: Float[torch.Tensor, ' L'] | None = None
+    record: object | None = None
 
 
 class Pruner(Protocol):

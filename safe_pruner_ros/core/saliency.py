@@ -90,3 +90,20 @@ def fuse(
     """early_weight * early + deep_weight * deep (Eq. 5). ``deep`` comes from Eq. 4, so it is on
     the scale of ``norm`` already; ``early`` is brought there here."""
     return early_weight * normalize(early, norm) + deep_weight * deep
+
+
+def attention_entropy(
+    query: Float[torch.Tensor, 'H R d'],
+    key: Float[torch.Tensor, 'H_kv S d'],
+    scaling: float,
+    visible: torch.Tensor | None = None,
+) -> Float[torch.Tensor, '']:
+    """How spread the attention of the R query rows is over all keys, in nats: heads averaged
+    first, then the entropy of each row, then the mean over rows (VLA-Cache, arXiv 2502.02175).
+
+    Arguments as of `attention_saliency`; float32.
+    """
+    everything = slice(0, key.shape[1])
+    rows = attention_saliency(query, key, everything, scaling, visible, per_query=True)
+    entropy: torch.Tensor = torch.special.entr(rows).sum(dim=-1).mean()
+    return entropy

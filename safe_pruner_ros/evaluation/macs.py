@@ -3,17 +3,18 @@
 Scope: the decoder layers only. Vision tower, saliency scoring and action head are left out; they
 cost the same whatever is pruned, or are reported as latency. Per layer and n tokens
 (FastV, arXiv 2403.06764, Eq. 5): 4 n d^2 (projections) + 2 n^2 d (attention) + 3 n d m (gated
-MLP), d the width and m the MLP's.
+MLP), d the width and m the MLP's. A layer that computes n rows against the keys of s > n tokens
+(VLA-Cache) costs 2 n s d of attention; published counts of that method take n^2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from safe_pruner_ros.core.catalog import build_pruner
-from safe_pruner_ros.policies.policy import Policy, PruningTrace
+from safe_pruner_ros.policies.policy import LayerTokens, Policy, PruningTrace
 
 MacsOfStep = Callable[[PruningTrace], float]
 
@@ -27,9 +28,11 @@ class DecoderShape:
     width: int
     mlp_width: int
 
-    def layer_macs(self, n_tokens: int) -> int:
-        """MACs of one layer that sees ``n_tokens`` tokens."""
-        attention = 4 * n_tokens * self.width**2 + 2 * n_tokens**2 * self.width
+    def layer_macs(self, n_tokens: int, n_attended: int | None = None) -> int:
+        """MACs of one layer that computes ``n_tokens`` tokens; they attend to ``n_attended``,
+        None: to each other."""
+        n_attended = n_tokens if n_attended is None else n_attended
+        attention = 4 * n_tokens * self.width**2 + 2 * n_tokens * n_attended * self.width
         return attention + 3 * n_tokens * self.width * self.mlp_width
 
     def step_macs(self, pruning_layer: int, n_pruned: int) -> int:
@@ -37,6 +40,14 @@ class DecoderShape:
         shallow = pruning_layer * self.layer_macs(self.n_tokens)
         deep = self.n_layers - pruning_layer
         return shallow + deep * self.layer_macs(self.n_tokens - n_pruned)
+
+    def trace_macs(self, layer_tokens: Sequence[LayerTokens], n_visual: int) -> int:
+        """MACs of a step whose layers saw ``layer_tokens`` of ``n_visual`` visual tokens."""
+        others = self.n_tokens - n_visual
+        return sum(
+            self.layer_macs(others + tokens.computed, others + tokens.attended)
+            for tokens in layer_tokens
+        )
 
 
 def decoder_shape(policy: Policy) -> DecoderShape | None:
@@ -58,6 +69,8 @@ def macs_counter(policy: Policy, method: str, settings: dict[str, Any]) -> MacsO
     pruning_layer = build_pruner(method, shape.n_layers, **settings).pruning_layer
 
     def macs(trace: PruningTrace) -> float:
+        if trace.layer_tokens:
+            return float(shape.trace_macs(trace.layer_tokens, trace.n_visual))
         return float(shape.step_macs(pruning_layer, trace.n_visual - trace.n_retained))
 
     return macs

@@ -19,6 +19,7 @@ from safe_pruner_ros.core.catalog import accepted_settings, build_pruner
 from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.policies.embedded_model import EmbeddedConfig, EmbeddedVLA
 from safe_pruner_ros.policies.instructions import encode_words
+from safe_pruner_ros.policies.patches import image_patches
 from safe_pruner_ros.policies.policy import (
     PolicyOutput,
     PolicyOutputError,
@@ -135,6 +136,7 @@ class EmbeddedPolicy:
             instruction_key=words.tobytes(),
             step=step,
             features=self._model.projector(visual.reshape(config.n_visual, -1)),
+            patches=image_patches(images, config.grid, config.grid),
             observe=False,
         )
         decoded = perf_counter_ns()

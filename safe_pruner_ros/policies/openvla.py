@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int64
 from transformers import DynamicCache
 
-from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest, StepAttention
+from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest
 from safe_pruner_ros.core.saliency import attention_saliency
 from safe_pruner_ros.core.tokens import Span, TokenLayout, ViewGrid
 from safe_pruner_ros.policies.action_statistics import Range, choose_statistics, read_range
@@ -108,7 +108,8 @@ def decode_actions(
         ids.append(_greedy(lm_head(decoder.norm(hidden))))
     if decoded:
         late_saliency = {request: torch.stack(rows).mean(0) for request, rows in decoded.items()}
-        out = replace(out, attention=StepAttention({**out.attention.saliency, **late_saliency}))
+        saliency = {**out.attention.saliency, **late_saliency}
+        out = replace(out, attention=replace(out.attention, saliency=saliency))
     return out, torch.cat(ids, dim=1)[0]
 
 

@@ -12,6 +12,7 @@ in the expert, averaged over the denoising steps.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -23,9 +24,10 @@ from torch import nn
 from transformers import DynamicCache
 
 from safe_pruner_ros.core.catalog import accepted_settings, build_pruner
-from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest, StepAttention
+from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest
 from safe_pruner_ros.core.saliency import attention_saliency
 from safe_pruner_ros.core.tokens import TokenLayout
+from safe_pruner_ros.policies.patches import image_patches
 from safe_pruner_ros.policies.pi05_checkpoint import load_model
 from safe_pruner_ros.policies.pi05_config import Pi05Config
 from safe_pruner_ros.policies.pi05_images import to_pixels
@@ -34,14 +36,13 @@ from safe_pruner_ros.policies.pi05_prompt import PromptEncoder, load_tokenizer
 from safe_pruner_ros.policies.pi05_robot import Pi05Robot, load_robot
 from safe_pruner_ros.policies.pi05_statistics import Statistics, load_statistics
 from safe_pruner_ros.policies.policy import (
-    Float32Array,
     PolicyOutput,
     PolicyOutputError,
     PolicySpec,
-    PruningTrace,
     ViewSpec,
 )
-from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, run_pruned
+from safe_pruner_ros.policies.pruned_decoder import run_pruned
+from safe_pruner_ros.policies.trace import pruning_trace
 from safe_pruner_ros.types import ActionChunk, Observation
 
 
@@ -145,6 +146,7 @@ class Pi05Policy:
             instruction_key=observation.instruction,  # the prompt changes with the state too
             step=self._step,
             features=visual.float(),
+            patches=image_patches(pixels, model.config.vision.grid, model.config.vision.grid),
             past_key_values=cache,
             observe=False,
         )
@@ -164,7 +166,8 @@ class Pi05Policy:
 
         attention = out.attention
         if watcher is not None:
-            attention = StepAttention({**attention.saliency, **watcher.saliency()})
+            late = watcher.saliency()
+            attention = replace(attention, saliency={**attention.saliency, **late})
         # Only a step whose action is good may shape the next ones.
         pruner.observe(out.context, out.plan, attention)
         self._step += 1
@@ -175,7 +178,7 @@ class Pi05Policy:
             'head': (finished - decoded) / 1e6,
             'total': (finished - began) / 1e6,
         }
-        return PolicyOutput(chunk, _trace(out, pruner), latency)
+        return PolicyOutput(chunk, pruning_trace(out, pruner), latency)
 
     def _noise_of(self, step: int) -> torch.Tensor:
         """Standard normal [1, A, N]. A function of seed and step alone: a step that fails and is
@@ -287,29 +290,3 @@ def load_policy(
         dtype = torch.bfloat16 if torch.device(device).type == 'cuda' else torch.float32
     model = load_model(folder, base, device, dtype)
     return Pi05Policy(model, prompt, statistics, robot, method, settings)
-
-
-def _trace(out: DecoderOutput, pruner: Pruner) -> PruningTrace:
-    plan, n_visual = out.plan, out.context.layout.n_visual
-    retained = (
-        np.arange(n_visual) if plan.retained is None else plan.retained.visual_index.cpu().numpy()
-    )
-    return PruningTrace(
-        method=pruner.method,
-        retention_ratio=pruner.retention_ratio,
-        n_visual=n_visual,
-        retained_index=retained.astype(np.int64),
-        is_key_timestep=plan.keyframe is not None,
-        keyframe_reason='' if plan.keyframe is None else plan.keyframe.value,
-        attention_similarity=plan.attention_similarity,
-        similarity_threshold=pruner.similarity_threshold,
-        steps_since_keyframe=plan.steps_since_keyframe,
-        fallback=plan.fallback,
-        early=_as_numpy(plan.early),
-        forecast=_as_numpy(plan.forecast),
-        fused=_as_numpy(plan.fused),
-    )
-
-
-def _as_numpy(saliency: torch.Tensor | None) -> Float32Array | None:
-    return None if saliency is None else saliency.float().cpu().numpy()

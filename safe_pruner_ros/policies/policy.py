@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -56,13 +56,22 @@ class PolicySpec:
     execution_horizon: int
 
 
+class LayerTokens(NamedTuple):
+    """Visual tokens that a decoder layer computed, and those that its rows could attend to."""
+
+    computed: int
+    attended: int
+
+
 @dataclass(frozen=True)
 class PruningTrace:
     """What pruning did in one policy step. V visual tokens over all views, K of them retained.
 
     ``attention_similarity`` and ``similarity_threshold`` are NaN where the method has none.
     ``keyframe_reason`` is '' on pruned steps. ``fallback`` is not '' when doubt kept all tokens.
-    Saliency arrays are float32 [V] or None; ``retained_index`` is int64 [K], ascending.
+    Saliency arrays are float32 [V] or None; ``retained_index`` is int64 [K], ascending: tokens
+    that the last layer computed. ``layer_tokens``: one entry a decoder layer, () if unknown; from
+    ``pruning_layer`` on they tell what was retained where a method skips more and more tokens.
     """
 
     method: str
@@ -78,10 +87,16 @@ class PruningTrace:
     early: Float32Array | None = None
     forecast: Float32Array | None = None
     fused: Float32Array | None = None
+    pruning_layer: int = 0
+    layer_tokens: tuple[LayerTokens, ...] = ()
 
     @property
     def n_retained(self) -> int:
-        return len(self.retained_index)
+        """Tokens computed from the pruning layer on: a mean over its layers, rounded."""
+        deep = self.layer_tokens[self.pruning_layer :]
+        if not deep:
+            return len(self.retained_index)
+        return round(sum(tokens.computed for tokens in deep) / len(deep))
 
     @property
     def pruning_ratio(self) -> float:

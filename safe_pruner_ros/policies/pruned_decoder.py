@@ -3,7 +3,8 @@
 Layers below ``pruning_layer`` see every token; there the pruner's saliency is measured. Then the
 pruner plans, the pruned visual tokens physically leave, and the remaining layers run on what is
 left, each token with its ORIGINAL position id. Exact: physically leaving equals being masked as a
-key from ``pruning_layer`` on.
+key from ``pruning_layer`` on. A plan may also skip tokens instead of dropping them: then their
+keys and values of an earlier step stay (`reused_layers.py`).
 
 Works with layers shaped like transformers' LlamaDecoderLayer (Llama, Gemma): `input_layernorm`,
 `self_attn` with `q_proj` and `k_proj`, rotary positions. No hook is placed, no attribute is set,
@@ -35,7 +36,8 @@ from safe_pruner_ros.core.pruner import (
 )
 from safe_pruner_ros.core.saliency import attention_saliency
 from safe_pruner_ros.core.tokens import QueryGroup, Span, TokenLayout
-from safe_pruner_ros.policies.policy import PolicyOutputError
+from safe_pruner_ros.policies.policy import LayerTokens, PolicyOutputError
+from safe_pruner_ros.policies.reused_layers import run_reusing
 
 Rotary = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -48,7 +50,7 @@ class DecoderOutput:
 
     ``hidden`` [1, S', D] after the final norm, finite. ``kept_positions`` [S']: the original
     sequence position of every row, ascending. ``latency_ms``: wall time of the stages shallow,
-    scoring (saliency + matching + selection) and deep.
+    scoring (saliency + matching + selection) and deep. ``layer_tokens``: one entry a layer.
     """
 
     hidden: Float[torch.Tensor, '1 S_kept D']
@@ -57,6 +59,7 @@ class DecoderOutput:
     attention: StepAttention
     latency_ms: Mapping[str, float]
     context: StepContext
+    layer_tokens: tuple[LayerTokens, ...]
 
     def rows(self, span: Span) -> Float[torch.Tensor, 'n D']:
         """Hidden states of the non-visual sequence positions ``span``, pruned step or not."""
@@ -78,6 +81,7 @@ def run_pruned(
     instruction_key: Hashable,
     step: int,
     features: Float[torch.Tensor, 'V D'] | None = None,
+    patches: Float[torch.Tensor, 'V P'] | None = None,
     causal: bool = False,
     past_key_values: Any = None,
     observe: bool = True,
@@ -88,7 +92,7 @@ def run_pruned(
     ----------
     layers, rotary, norm : the decoder stack; ``rotary(x, position_ids)`` gives (cos, sin).
     features : what tokens are matched by; default the visual rows of ``embeddings``. float32.
-    instruction_key, step : see `StepContext`.
+    instruction_key, step, patches : see `StepContext`.
     causal : each token sees only itself and earlier ones; otherwise all see all.
     past_key_values : an empty transformers cache to fill, for policies that decode on: layers
         below ``pruning_layer`` store S keys, the others S'.
@@ -145,26 +149,50 @@ def run_pruned(
             instruction_key,
             step,
             embeddings[0].detach(),
+            patches,
         )
         plan = pruner.plan(context)
         if plan.retained is not None:
             deep_requests = tuple(r for r in deep_requests if r.on_pruned_steps)
         for index, shallow_input in enumerate(shallow_inputs):
             measure(deep_requests, index, shallow_input)
-        if plan.retained is None:
-            kept_positions = torch.arange(layout.length, device=hidden.device)
-        else:
-            kept_positions = layout.kept_positions(plan.retained.visual_index)
-            hidden = hidden.index_select(1, kept_positions)
-            stack.keep(kept_positions)
-            seen = layout.shortened(len(plan.retained))
 
-    for index in range(pruner.pruning_layer, len(layers)):
-        if any(request.layer == index for request in deep_requests):
-            with clock.stage('scoring'):
-                measure(deep_requests, index, hidden)
-        with clock.stage('deep'):
-            hidden = stack.run_layer(index, hidden)
+    entropy, record = None, None
+    layer_tokens = [LayerTokens(layout.n_visual, layout.n_visual)] * pruner.pruning_layer
+    if plan.reuse is not None:
+        run = run_reusing(
+            layers,
+            cos_sin,
+            position_ids,
+            layout,
+            plan.reuse,
+            deep_requests,
+            shallow_inputs,
+            hidden,
+            clock.stage,
+            causal=causal,
+            is_eager=is_eager,
+            past_key_values=past_key_values,
+        )
+        hidden, kept_positions, layer_tokens = run.hidden, run.positions, layer_tokens + run.tokens
+        entropy, record = run.entropy, run.record
+        measured.update(run.saliency)
+    else:
+        with clock.stage('scoring'):
+            if plan.retained is None:
+                kept_positions = torch.arange(layout.length, device=hidden.device)
+            else:
+                kept_positions = layout.kept_positions(plan.retained.visual_index)
+                hidden = hidden.index_select(1, kept_positions)
+                stack.keep(kept_positions)
+                seen = layout.shortened(len(plan.retained))
+        for index in range(pruner.pruning_layer, len(layers)):
+            if any(request.layer == index for request in deep_requests):
+                with clock.stage('scoring'):
+                    measure(deep_requests, index, hidden)
+            with clock.stage('deep'):
+                hidden = stack.run_layer(index, hidden)
+            layer_tokens.append(LayerTokens(seen.n_visual, seen.n_visual))
     with clock.stage('deep'):
         hidden = norm(hidden)
         is_finite = bool(torch.isfinite(hidden).all())  # waits until the device is done
@@ -173,11 +201,13 @@ def run_pruned(
             f'the decoder returned NaN or infinite hidden states in policy step {step}; '
             'check the checkpoint, its dtype and the images'
         )
-    attention = StepAttention(measured)
+    attention = StepAttention(measured, entropy, record)
     if observe:
         with clock.stage('scoring'):
             pruner.observe(context, plan, attention)
-    return DecoderOutput(hidden, kept_positions, plan, attention, clock.read_ms(), context)
+    return DecoderOutput(
+        hidden, kept_positions, plan, attention, clock.read_ms(), context, tuple(layer_tokens)
+    )
 
 
 def measure_saliency(

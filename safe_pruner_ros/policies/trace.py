@@ -31,6 +31,8 @@ def pruning_trace(out: DecoderOutput, pruner: Pruner) -> PruningTrace:
         early=_as_numpy(plan.early),
         forecast=_as_numpy(plan.forecast),
         fused=_as_numpy(plan.fused),
+        pruning_layer=pruner.pruning_layer,
+        layer_tokens=out.layer_tokens,
     )
 
 

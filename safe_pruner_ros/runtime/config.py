@@ -138,6 +138,20 @@ class PrunerConfig:
     lookback_steps: int = setting(
         1, 'SpecPrune-VLA: policy steps between the images that are compared', '', 1, 1000
     )
+    static_threshold: float = setting(
+        0.996, 'VLA-Cache: a token with a cosine of at least this stands still', '', -1.0, 1.0
+    )
+    relevant_share: float = setting(
+        100 / 256,
+        'VLA-Cache: share of the tokens that is computed even if it is still',
+        '',
+        0.0,
+        1.0,
+    )
+    schedule: Literal['paper', 'code', 'uniform'] = setting(
+        'code', 'VLA-Cache: how attention entropy tells what each layer skips; uniform: all alike'
+    )
+    schedule_gain: float = setting(1.0, 'VLA-Cache: k of the schedule paper', '', 0.0)
     seed: int = setting(0, 'seed of random methods', '', 0, 2**31 - 1)
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ class FakeDecoder:
             rows = torch.rand(len(layout.text), layout.n_visual, generator=generator)
             self.saliency[SaliencyRequest(layer, 'text', per_query=True)] = rows
         self.embeddings = torch.randn(layout.length, 16, generator=generator)
+        self.entropy = torch.rand(N_LAYERS, generator=generator) + 1
 
     def context(
         self,
@@ -56,6 +57,7 @@ class FakeDecoder:
         saliency: Mapping[SaliencyRequest, torch.Tensor] | None = None,
         instruction_key: Hashable = 'pick the cube',
         layout: TokenLayout | None = None,
+        patches: torch.Tensor | None = None,
     ) -> StepContext:
         shallow = {**self.saliency, **(saliency or {})}
         features = self.features if features is None else features
@@ -69,6 +71,7 @@ class FakeDecoder:
             instruction_key,
             step,
             embeddings,
+            patches,
         )
 
     def step(self, step: int, **changes: object) -> StepPlan:
@@ -79,11 +82,16 @@ class FakeDecoder:
         for request in self.pruner.deep_requests:
             if plan.retained is None:
                 measured[request] = given[request]
+            elif request.on_pruned_steps and plan.reuse is not None:
+                measured[request] = given[request]  # skipped tokens are still seen
             elif request.on_pruned_steps:
                 is_left = torch.zeros(self.layout.n_visual)
                 is_left[plan.retained.visual_index] = 1
                 measured[request] = given[request] * is_left
-        self.pruner.observe(context, plan, StepAttention(measured))
+        attention = StepAttention(measured)
+        if plan.reuse is not None:
+            attention = StepAttention(measured, self.entropy, record=f'record of step {step}')
+        self.pruner.observe(context, plan, attention)
         return plan
 
 

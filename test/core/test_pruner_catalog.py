@@ -17,6 +17,8 @@ PRUNING_METHODS = [method for method in METHODS if method != 'unpruned']
 def build(method, ratio, n_layers, **settings):
     if 'retention_ratio' in accepted_settings(method):
         settings['retention_ratio'] = ratio
+    if method == 'vla_cache':  # its layers may skip less than they could; here all they may
+        settings.setdefault('schedule', 'uniform')
     return build_pruner(method, n_layers, **settings)
 
 
@@ -79,7 +81,9 @@ def test_unusable_saliency_keeps_every_token(method, bad, layout, fake_decoder, 
     assert decoder.step(WARM + 1).retained is not None
 
 
-@pytest.mark.parametrize('method', ['divprune', 'vla_pruner', 'specprune_vla', 'safe_pruner'])
+@pytest.mark.parametrize(
+    'method', ['divprune', 'vla_cache', 'vla_pruner', 'specprune_vla', 'safe_pruner']
+)
 def test_features_that_are_not_finite_keep_every_token(method, layout, fake_decoder, n_layers):
     decoder = fake_decoder(build(method, 0.3, n_layers), layout)
     for step in range(WARM):
@@ -129,8 +133,9 @@ def test_an_episode_starts_from_nothing(method, layout, fake_decoder, n_layers):
 @pytest.mark.parametrize('method', [m for m in PRUNING_METHODS if m != 'random'])
 def test_permuting_visual_tokens_permutes_the_retained_set(method, layout, fake_decoder, n_layers):
     """A pruner ranks tokens by what they are, not by where they are."""
-    plain = fake_decoder(build(method, 0.3, n_layers), layout)
-    moved = fake_decoder(build(method, 0.3, n_layers), layout)
+    plain, moved = (
+        fake_decoder(build(method, 0.3, n_layers, quota_scope='joint'), layout) for _ in range(2)
+    )
     order = torch.randperm(layout.n_visual, generator=torch.Generator().manual_seed(5))
     moved.features = plain.features[order]
     for key, value in plain.saliency.items():
@@ -192,6 +197,16 @@ def test_fastv_ranks_by_the_layer_before_the_pruning_layer(
         ('fastv', {'retention_ratio': float('nan')}, r'must be in \(0, 1\], got nan'),
         ('fastv', {'pruning_layer': 0}, r'must be in \[1, 7\].*got 0'),
         ('fastv', {'queries': 'all'}, "queries must be one of .* got 'all'"),
+        (
+            'vla_cache',
+            {'static_threshold': 1.5},
+            r'static_threshold must be in \[-1, 1\], got 1.5',
+        ),
+        ('vla_cache', {'static_threshold': float('nan')}, 'got nan'),
+        ('vla_cache', {'relevant_share': -0.1}, r'relevant_share must be in \[0, 1\], got -0.1'),
+        ('vla_cache', {'schedule': 'linear'}, "schedule must be one of .* got 'linear'"),
+        ('vla_cache', {'schedule_gain': -1}, 'schedule_gain must be at least 0, got -1'),
+        ('vla_cache', {'deep_layers': (8,)}, 'decoder of 8 layers, got 8'),
         ('random', {'pruning_layer': 8}, r'must be in \[0, 7\].*got 8'),
         ('random', {'seed': -1}, 'seed must be at least 0, got -1'),
         ('safe_pruner', {'similarity_threshold': 1.5}, r'must be in \[0, 1\], got 1.5'),

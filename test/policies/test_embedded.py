@@ -18,6 +18,7 @@ from safe_pruner_ros.policies.embedded_model import (
     TrainedTask,
 )
 from safe_pruner_ros.policies.instructions import encode_words
+from safe_pruner_ros.policies.patches import image_patches
 from safe_pruner_ros.policies.policy import InstructionError, PolicyOutputError
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
@@ -277,3 +278,46 @@ def test_a_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='not a readable safetensors file'):
         load_weights(path)
     assert not canary.exists()
+
+
+@pytest.mark.parametrize('schedule', ['paper', 'code', 'uniform'])
+def test_vla_cache_computes_less_and_answers_alike_while_nothing_moves(schedule: str) -> None:
+    cached = policy('vla_cache', retention_ratio=0.25, schedule=schedule)
+    expected = policy('unpruned').predict(observation()).chunk.positions
+    outputs = [cached.predict(observation()) for _ in range(4)]
+    for output in outputs:
+        np.testing.assert_allclose(output.chunk.positions, expected, atol=1e-5)
+    first, *others = (output.trace for output in outputs)
+    assert first.is_key_timestep and first.n_retained == CONFIG.n_visual
+    for trace in others:
+        computed = [layer.computed for layer in trace.layer_tokens]
+        assert {layer.attended for layer in trace.layer_tokens} == {CONFIG.n_visual}
+        assert trace.n_retained == round(sum(computed[2:]) / 3)  # layers 0 and 1 never skip
+        assert len(trace.retained_index) == computed[-1]
+        if schedule == 'uniform':
+            assert computed == [192, 192, 48, 48, 48] and trace.n_retained == 48
+    moved = cached.predict(observation(seed=1)).trace  # another picture: nothing stands still
+    assert moved.n_retained == CONFIG.n_visual and not moved.is_key_timestep
+
+
+def test_vla_cache_in_pictures_that_change_a_little() -> None:
+    """One patch of 32 x 32 px of the head view changes: it alone is computed beside what the
+    instruction asks for."""
+    seen = observation()
+    cached = policy('vla_cache', retention_ratio=0.05, relevant_share=0.0, schedule='uniform')
+    cached.predict(seen)
+    rgb = seen.images['head'].rgb.copy()
+    rgb[32:64, 96:128] = 255 - rgb[32:64, 96:128]
+    images = {**seen.images, 'head': CameraImage(rgb, 'head', 7)}
+    trace = cached.predict(Observation(images, seen.state, seen.instruction, 7)).trace
+    assert 11 in trace.retained_index  # second row, fourth column
+    assert trace.n_retained == round(0.05 * CONFIG.n_visual)
+
+
+def test_patches_lie_where_their_tokens_are() -> None:
+    images = torch.arange(2 * 64 * 64 * 3).reshape(2, 64, 64, 3)
+    patches = image_patches(images, 4, 2)
+    assert patches.shape == (16, 16 * 32 * 3)
+    assert torch.equal(patches[8 + 2 * 2 + 1], images[1, 32:48, 32:64].reshape(-1).float())
+    with pytest.raises(ValueError, match='64 x 64 px do not divide into 3 x 2'):
+        image_patches(images, 3, 2)

@@ -153,6 +153,17 @@ def test_retention_one_equals_unpruned_bit_for_bit(
         assert np.array_equal(a.chunk.positions, b.chunk.positions)
 
 
+def test_vla_cache_answers_alike_while_nothing_moves(openvla_tiny: SimpleNamespace) -> None:
+    """Decoding goes on over a cache that holds every token in every layer."""
+    settings = {'retention_ratio': 0.25, 'relevant_share': 0.0, 'schedule': 'uniform'}
+    cached = policy(openvla_tiny, 'vla_cache', **settings)
+    full = policy(openvla_tiny, 'unpruned').predict(observation())
+    for step in range(3):
+        got = cached.predict(observation())
+        assert np.array_equal(got.chunk.positions, full.chunk.positions)
+        assert got.trace.n_retained == (4 if step else 16)
+
+
 def test_a_pruned_step_keeps_the_stated_number(openvla_tiny: SimpleNamespace) -> None:
     tested = policy(openvla_tiny, retention_ratio=0.25, similarity_threshold=0.0)
     assert tested.predict(observation()).trace.keyframe_reason == 'first step'

@@ -194,6 +194,16 @@ def test_retention_one_equals_unpruned_bit_for_bit(
         assert np.array_equal(a.chunk.positions, b.chunk.positions)
 
 
+def test_vla_cache_answers_alike_while_nothing_moves(openvla_tiny: SimpleNamespace) -> None:
+    settings = {'retention_ratio': 0.25, 'relevant_share': 0.0, 'schedule': 'uniform'}
+    cached = policy(openvla_tiny, 'vla_cache', settings=settings)
+    full = policy(openvla_tiny, 'unpruned').predict(observation())
+    for step in range(3):
+        got = cached.predict(observation())
+        np.testing.assert_allclose(got.chunk.positions, full.chunk.positions, atol=1e-4)
+        assert got.trace.n_retained == (8 if step else 32)
+
+
 @pytest.mark.parametrize('queries', ['placeholders', 'readout'])
 def test_leaving_equals_being_masked(
     openvla_tiny: SimpleNamespace, model: OFTModel, queries: str

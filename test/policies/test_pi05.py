@@ -202,6 +202,17 @@ def test_retention_one_equals_unpruned_bit_for_bit(model, method):
         assert np.array_equal(a.chunk.positions, b.chunk.positions)
 
 
+def test_vla_cache_answers_alike_while_nothing_moves(model):
+    """The expert reads the whole prefix; a prompt of other length moves no visual token."""
+    settings = {'retention_ratio': 0.25, 'relevant_share': 0.0, 'schedule': 'uniform'}
+    cached, full = policy(model, 'vla_cache', **settings), policy(model)
+    for step in range(3):
+        got, want = cached.predict(observation(0)), full.predict(observation(0))
+        np.testing.assert_allclose(got.chunk.positions, want.chunk.positions, atol=1e-5)
+        assert got.trace.n_retained == (8 if step else 32)
+    assert cached.predict(observation(1)).trace.n_retained == 32
+
+
 def test_action_positions_matter(model):
     """Counting from the shortened prefix instead of the original one would be seen."""
     generator = torch.Generator().manual_seed(0)

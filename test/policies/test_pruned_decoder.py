@@ -135,7 +135,7 @@ def test_causal_equals_the_model_itself(model):
 
 @pytest.mark.parametrize('causal', [False, True])
 @pytest.mark.parametrize('ratio', [0.05, 0.3, 0.7])
-@pytest.mark.parametrize('method', [m for m in METHODS if m != 'unpruned'])
+@pytest.mark.parametrize('method', [m for m in METHODS if m not in ('unpruned', 'vla_cache')])
 def test_leaving_equals_being_masked(model, method, ratio, causal):
     pruner = build(method, ratio)
     for step in range(4):  # until the methods that begin with full steps prune
