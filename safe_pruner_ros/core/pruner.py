@@ -81,6 +81,12 @@ class StepContext:
     embeddings: Float[torch.Tensor, 'S E'] | None = None
     patches: Float[torch.Tensor, 'V P'] | None = None
 
+    @property
+    def shown(self) -> Float[torch.Tensor, 'V P']:
+        """What to compare with another step's picture, place by place: ``patches``, or the visual
+        features of a policy that gives none."""
+        return self.features if self.patches is None else self.patches.float()
+
 
 @dataclass(frozen=True)
 class KeyValueReuse:

@@ -46,7 +46,9 @@ class SafePruner:
         self.method = type(self).__name__
         self.retention_ratio = config.retention_ratio
         self.similarity_threshold = (
-            float('nan') if config.keyframe_interval else config.similarity_threshold
+            float('nan')
+            if config.keyframe_interval or not config.forecast
+            else config.similarity_threshold
         )
         self.pruning_layer = config.pruning_layer
         self._requests = requests_of(config, n_layers)
@@ -59,6 +61,8 @@ class SafePruner:
 
     def plan(self, context: StepContext) -> StepPlan:
         """Key timestep, or which tokens to keep. Reads state, never writes it."""
+        if not self.config.forecast:
+            return self._plan_early(context)
         keyframe = self._cache.get()
         reason = self._reason_without_attention(context, keyframe)
         if keyframe is None or reason is not None:
@@ -90,6 +94,16 @@ class SafePruner:
         if doubt:
             reason = KeyframeReason.SALIENCY_INVALID
         return StepPlan(retained=None, keyframe=reason, early=early, fallback=doubt)
+
+    def _plan_early(self, context: StepContext) -> StepPlan:
+        """The ablation without forecast: no keyframe is ever needed."""
+        early, config = context.shallow[self._requests.early], self.config
+        if doubt := _doubt(*self._checks(context).tolist()):
+            return StepPlan(retained=None, early=early, fallback=doubt)
+        retained = select_retained(
+            early, config.retention_ratio, context.layout, config.quota_scope
+        )
+        return StepPlan(retained, early=early, fused=early)
 
     def _plan_with_forecast(self, context: StepContext, keyframe: Keyframe) -> StepPlan:
         config, requests = self.config, self._requests

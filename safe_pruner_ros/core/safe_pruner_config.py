@@ -40,6 +40,9 @@ class SafePrunerConfig:
     max_keyframe_age : a keyframe older than this many policy steps is renewed; 0 or None = never.
     keyframe_interval : ablation "w/o division": every so many policy steps is a key timestep and
         Eq. 7 is off; 0 or None = Eq. 7 decides.
+    forecast : False is the ablation "w/o forecast": the early saliency alone decides, so nothing
+        is remembered and no step is a key timestep. That is FastV with action rows; in the paper
+        its cost equals FastV's to the digit.
     """
 
     retention_ratio: float = 0.3
@@ -54,6 +57,7 @@ class SafePrunerConfig:
     quota_scope: QuotaScope = 'joint'
     max_keyframe_age: int | None = None
     keyframe_interval: int | None = None
+    forecast: bool = True
 
     def __post_init__(self) -> None:
         check_retention_ratio(self.retention_ratio)
@@ -65,10 +69,11 @@ class SafePrunerConfig:
         check_choice('norm', self.norm, ('none', 'l1', 'minmax', 'zscore'))
         check_choice('match_scope', self.match_scope, ('joint', 'per_view'))
         check_choice('quota_scope', self.quota_scope, ('joint', 'per_view'))
+        check_choice('forecast', self.forecast, (True, False))
         if self.deep_layers is not None and not self.deep_layers:
             raise ValueError(
                 'deep_layers must name at least one layer, got (); use None for the '
-                "variant's own, or method 'fastv' to prune without forecast"
+                "variant's own, or forecast=False to prune without them"
             )
 
     @property
@@ -91,6 +96,8 @@ class Requests:
 def requests_of(config: SafePrunerConfig, n_layers: int) -> Requests:
     """Layers and query rows of the two variants. Raises ValueError for a layer that is not."""
     early = SaliencyRequest(config.pruning_layer - 1, 'action')
+    if not config.forecast:
+        return Requests(early, early, ())
     if config.variant == 'paper':
         # The early saliency also tells the shift, and S = {first, final two}.
         layers = resolve_layers(config.deep_layers, n_layers, (0, -2, -1))

@@ -13,7 +13,7 @@ def check_retention_ratio(ratio: float) -> None:
         )
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     if value not in choices:
         raise ValueError(f'{name} must be one of {list(choices)}, got {value!r}')
 

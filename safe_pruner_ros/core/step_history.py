@@ -15,10 +15,11 @@ from safe_pruner_ros.core.tokens import ViewGrid
 
 @dataclass(frozen=True)
 class PastStep:
-    """One earlier policy step. ``saliency`` [V]; a token that had left then reads 0."""
+    """One earlier policy step. ``saliency`` [V]; a token that had left then reads 0. ``shown``:
+    `StepContext.shown`."""
 
     step: int
-    features: Float[torch.Tensor, 'V D']
+    shown: Float[torch.Tensor, 'V P']
     saliency: Float[torch.Tensor, ' V']
 
 
@@ -43,7 +44,7 @@ class StepHistory:
         if not self.before(context):
             self.clear()
         self._belongs_to = _key(context.layout.views, context.instruction_key)
-        self._steps.appendleft(PastStep(context.step, context.features, saliency))
+        self._steps.appendleft(PastStep(context.step, context.shown, saliency))
 
     def clear(self) -> None:
         self._steps.clear()

@@ -120,6 +120,9 @@ class PrunerConfig:
     keyframe_interval: int = setting(
         0, 'every so many policy steps a key timestep, without tau; 0: tau decides', '', 0, 100000
     )
+    forecast: bool = setting(
+        True, 'off: the early saliency alone decides (ablation), no step is a key timestep'
+    )
     queries: Literal['last', 'action', 'text', 'prefill'] = setting(
         'last', 'FastV: tokens whose attention ranks the visual ones'
     )

@@ -126,9 +126,10 @@ def test_vla_pruner_without_warm_up_starts_with_the_semantic_term(layout, fake_d
     assert retained(decoder.step(0)) == sorted(top(semantic, range(20), 8))
 
 
+@pytest.mark.parametrize('pictures', ['patches', 'features'])
 @pytest.mark.parametrize('lookback', [1, 2])
 @EVERY_CASE
-def test_specprune_vla(seed, scope, lookback, layout, fake_decoder, n_layers):
+def test_specprune_vla(seed, scope, lookback, pictures, layout, fake_decoder, n_layers):
     settings = {'lookback_steps': lookback, 'change_threshold': 0.9}
     decoder = build(fake_decoder, layout, n_layers, 'specprune_vla', seed, scope, **settings)
     images, late, n_changed = [], None, 0
@@ -140,7 +141,7 @@ def test_specprune_vla(seed, scope, lookback, layout, fake_decoder, n_layers):
         features[moved] += torch.randn(4, 16, generator=generator)
         images.append(features.tolist())
         local = [episode[SaliencyRequest(layer, 'text')].tolist() for layer in (0, 1)]
-        plan = decoder.step(step, saliency=episode, features=features)
+        plan = decoder.step(step, saliency=episode, **{pictures: features})
         if step == 0:
             assert retained(plan) is None and plan.keyframe is KeyframeReason.FIRST_STEP
             expected = set(range(20))

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from safe_pruner_ros.core.catalog import build_pruner
 from safe_pruner_ros.core.correspondence import ReferenceTokens, match_tokens
 from safe_pruner_ros.core.pruner import KeyframeReason, SaliencyRequest, StepAttention
 from safe_pruner_ros.core.safe_pruner import SafePruner, SafePrunerConfig
@@ -202,6 +203,28 @@ def test_fixed_interval_replaces_the_boundary_test(make):
     assert [plan.keyframe for plan in plans] == [first, None, None, fixed, None, None, fixed]
     assert plans[1].attention_similarity < 0.92
     assert math.isnan(decoder.pruner.similarity_threshold)
+
+
+@pytest.mark.parametrize('variant', ['paper', 'code'])
+@pytest.mark.parametrize('scope', ['joint', 'per_view'])
+def test_without_forecast_it_is_fastv_with_action_rows(
+    make, fake_decoder, layout, n_layers, scope, variant
+):
+    """The ablation: nothing measured deep, nothing remembered, no key timestep whatever shifts."""
+    tested = make(forecast=False, quota_scope=scope, variant=variant, max_keyframe_age=2)
+    settings = {'retention_ratio': 0.3, 'queries': 'action', 'quota_scope': scope}
+    fastv = fake_decoder(build_pruner('fastv', n_layers, **settings), layout)
+    assert tested.pruner.shallow_requests == fastv.pruner.shallow_requests
+    assert tested.pruner.deep_requests == ()
+    assert math.isnan(tested.pruner.similarity_threshold)
+    for step in range(6):
+        early = torch.rand(20, generator=torch.Generator().manual_seed(step))
+        got, want = (d.step(step, saliency={action(2): early}) for d in (tested, fastv))
+        assert got.keyframe is None
+        assert got.retained.visual_index.tolist() == want.retained.visual_index.tolist()
+    doubt = tested.step(6, saliency={action(2): early * float('nan')})
+    assert doubt.retained is None and 'every token kept' in doubt.fallback
+    assert tested.pruner._cache.get() is None
 
 
 @pytest.mark.parametrize('off', [0, None])

@@ -2,20 +2,25 @@
 
 Score: mean over heads and text rows of the attention to a visual token, Score_l(i).
 V_global:  the highest of the last step's deep layers (15 and 32 of 32, averaged).
-V_dynamic: tokens whose cosine with their own place ``lookback_steps`` ago is below
-           ``change_threshold``, most changed first.
+V_dynamic: tokens whose image patch (`StepContext.shown`) has a cosine with its own place
+           ``lookback_steps`` ago below ``change_threshold``, most changed first.
 V_local:   the highest of the first two layers, layer by layer.
 Retained: V_global U V_dynamic U V_local, exactly K: a third of K for V_global, at most a third for
 V_dynamic, and V_local grows until K is full. Layer: one cut, after two layers. The first step has
-no last action and runs in full. Kept between steps: features and one vector per step looked back.
-Cost: text rows of two shallow and two deep attention maps on every step; V D for the cosines.
+no last action and runs in full. Kept between steps: patches and one vector per step looked back.
+Cost: text rows of two shallow and two deep attention maps on every step; V P for the cosines.
 
-Differs from the paper: it compares camera patches in pixels, a pruner sees projected tokens only,
-so 0.986 does not mean the same. Its lookback of 6 to 11 frames, by arm speed, is about one action
-chunk, so one policy step. Its coarse/fine controller changes K with the motion of one arm's end
-effector and its layer-wise cuts change K with depth: both are off here, so that all methods keep
-the same K. Released code (alexwhz-sjtu/SpecPrune-VLA d3b06ed): the last action's tokens are always
-empty there, and the local ones of its second layer index the shortened list; here both work.
+``change_threshold``: 0.986 is the released code's (alexwhz-sjtu/SpecPrune-VLA d3b06ed,
+openvla_utils.py:779), for RGB patches of 14 x 14 px; a policy that gives no patches is compared by
+its visual features, for which no number is published.
+Differs from the paper: its lookback of 6 to 11 frames, by arm speed, is about one action chunk, so
+one policy step. Its coarse/fine controller changes K with the motion of one arm's end effector and
+its layer-wise cuts change K with depth: both are off here (the cuts also in the release), so that
+all methods keep the same K; a third of it for V_global and at most a third for V_dynamic is ours,
+where the paper has counts tuned by suite (24 or 40 times a factor). In the release the last
+action's tokens are always empty, the local ones of its second layer index the shortened list, and
+its first 9 text rows, the same in every prompt, do not ask; here the first two work, and all text
+rows ask.
 """
 
 from __future__ import annotations
@@ -93,7 +98,7 @@ class SpecPrune(ScorePruner):
             saliency[group] = 1.0 - ranks(-order.amin(dim=0).float()) / size
             if past:
                 is_global = ranks(past[0].saliency[group]) < quota // 3
-                cosine = _cosine(context.features[group], past[-1].features[group])
+                cosine = _cosine(context.shown[group], past[-1].shown[group])
                 is_dynamic = cosine < self._config.change_threshold
                 is_dynamic &= ranks(-cosine) < quota // 3
                 saliency[group] += (is_global | is_dynamic).float()

@@ -3,7 +3,8 @@
 Not pruning: a token is skipped, and its keys and values of the step before stay visible to all
 rows, the action rows among them. Every layer attends to all tokens.
 
-Static:   cosine of a token's image patch with the same place one step ago >= 0.996.
+Static:   cosine of a token's image patch (`StepContext.shown`) with the same place one step ago
+          >= 0.996.
 Relevant: the highest attention of the text rows, mean over heads, in the step before; never
           skipped, however still they are.
 Schedule: layer l skips a share alpha^l of the tokens that are static and not relevant. With E^l
@@ -140,7 +141,7 @@ class VLACache:
             reuse = KeyValueReuse(None, order, counts, measure_entropy)
             return StepPlan(retained=None, keyframe=reason, reuse=reuse)
 
-        similarity = patch_similarity(shown_in(context), last.shown)
+        similarity = patch_similarity(context.shown, last.shown)
         order, n_skipped = skipping_order(similarity, last.relevance, context.layout, self.config)
         is_finite = torch.isfinite(features).all() & torch.isfinite(similarity).all()
         usable, count = torch.stack([is_finite.to(n_skipped), n_skipped]).tolist()
@@ -190,7 +191,7 @@ class VLACache:
             context.step,
             context.layout.views,
             context.instruction_key,
-            shown_in(context),
+            context.shown,
             relevance,
             tuple(shares),
             attention.record,
@@ -204,11 +205,6 @@ class VLACache:
     def reset(self) -> None:
         self._last = None
         self._keyframe_forced = False
-
-
-def shown_in(context: StepContext) -> Float[torch.Tensor, 'V P']:
-    """The image patches; a policy that does not give them is compared by its visual features."""
-    return context.features if context.patches is None else context.patches.float()
 
 
 def patch_similarity(

@@ -10,12 +10,15 @@ Layer: one cut, at layer 3 by default. Kept between steps: w vectors of V number
 Cost: one attention map of the prefill rows (n^2, the dearest term), the action rows of the later
 layers on every step, V^2 D and K dependent steps for the filter.
 
-The first ``warm_up_steps`` of an episode run in full, as in the released code; the paper's text
-prunes them by the semantic term alone (0 does that). Pruned tokens read 0 in S, so they return
-through the semantic term only: the method's own bias. Released code (OpenVLA fa5bfed, OFT
-84d4b71): reads S at layer 15 of 32 alone (``deep_layers=(15,)``); the OpenVLA variant weighs the
-OLDEST step most, against the formula above, which is what runs here; the OFT variant cuts one
-layer later and by view (``quota_scope='per_view'``).
+The first ``warm_up_steps`` of an episode run in full: the released code (fa5bfed,
+modeling_prismatic.py:565-600) prunes nothing until w steps are remembered, and these steps made
+its published numbers; the paper's text prunes them by the semantic term alone (0 does that). They
+weigh more in short episodes: 3 of the embedded policy's 11 steps. Pruned tokens read 0 in S, so
+they return through the semantic term only: the method's own bias.
+The later half is the paper's; the release (same file, line 615) reads S at layer 15 of 32 alone,
+the last of the earlier half (``deep_layers=(15,)``). It also weighs the OLDEST step most, against
+the formula above, which is what runs here; its OFT variant (84d4b71) cuts one layer later and by
+view (``quota_scope='per_view'``).
 """
 
 from __future__ import annotations
