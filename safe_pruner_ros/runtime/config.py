@@ -124,7 +124,7 @@ class PrunerConfig:
         True, 'off: the early saliency alone decides (ablation), no step is a key timestep'
     )
     queries: Literal['last', 'action', 'text', 'prefill'] = setting(
-        'last', 'FastV: tokens whose attention ranks the visual ones'
+        'prefill', 'FastV: tokens whose attention ranks the visual ones'
     )
     history_steps: int = setting(
         3, 'VLA-Pruner: policy steps whose action attention is remembered', '', 1, 1000

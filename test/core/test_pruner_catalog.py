@@ -175,13 +175,14 @@ def test_random_does_not_touch_the_global_generator(layout, fake_decoder, n_laye
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize('queries', ['last', 'action', 'text'])
+@pytest.mark.parametrize('queries', ['last', 'action', 'text', 'prefill'])
 def test_fastv_ranks_by_the_layer_before_the_pruning_layer(
     queries, layout, fake_decoder, n_layers
 ):
     pruner = build('fastv', 0.25, n_layers, pruning_layer=2, queries=queries)
     (request,) = pruner.shallow_requests
     assert (request.layer, request.queries) == (1, queries)
+    assert build('fastv', 0.25, n_layers).shallow_requests[0].queries == 'prefill'
     decoder = fake_decoder(pruner, layout)
     expected = decoder.saliency[request].topk(5).indices.sort().values.tolist()
     assert retained(decoder.step(0)) == expected

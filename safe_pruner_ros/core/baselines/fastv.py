@@ -1,11 +1,14 @@
 """FastV (Chen et al., ECCV 2024): keep what the layer before the pruning layer attends to.
 
-As in its released code (pkunlp-icler/FastV d165972): heads averaged, last token row, visual
-columns, drop on entry to layer K, original position ids. Its paper averages over all rows
-instead: ``queries='prefill'``. ``queries='action'`` averages the action rows; on OpenVLA-OFT that
-is SAFE-Pruner's "w/o forecast" arm, where the last row is the end token's.
+Score: attention received, mean over heads and over all rows before the action tokens (the paper's;
+VLA-Pruner's release compares with this on OpenVLA-OFT). Drop on entry to layer K, original
+position ids.
+The released code (pkunlp-icler/FastV d165972) takes the last row alone, ``queries='last'``: right
+where that row predicts the answer (OpenVLA; its published rows), but on OpenVLA-OFT and the
+embedded policy it is an end token that nobody reads, and ranks far worse than chance
+(docs/experiments.md). ``queries='action'`` is SAFE-Pruner's "w/o forecast" arm.
 Layer: one cut, at layer 3 by default (published: 2 or 3). Retained: the K highest. Kept between
-steps: nothing. Cost: the query rows of one attention map.
+steps: nothing. Cost: the query rows of one attention map, here all of them (n^2).
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from safe_pruner_ros.core.tokens import QueryGroup
 class FastVConfig(ScorePrunerConfig):
     """``queries``: whose attention ranks the tokens."""
 
-    queries: QueryGroup = 'last'
+    queries: QueryGroup = 'prefill'
 
     def __post_init__(self) -> None:
         super().__post_init__()
