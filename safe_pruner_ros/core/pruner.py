@@ -22,7 +22,7 @@ from enum import Enum
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Num
 
 from safe_pruner_ros.core.selection import RetainedTokens
 from safe_pruner_ros.core.tokens import QueryGroup, TokenLayout
@@ -79,12 +79,12 @@ class StepContext:
     instruction_key: Hashable
     step: int
     embeddings: Float[torch.Tensor, 'S E'] | None = None
-    patches: Float[torch.Tensor, 'V P'] | None = None
+    patches: Num[torch.Tensor, 'V P'] | None = None
 
     @property
     def shown(self) -> Float[torch.Tensor, 'V P']:
-        """What to compare with another step's picture, place by place: ``patches``, or the visual
-        features of a policy that gives none."""
+        """What to compare with another step's picture, place by place, float32: ``patches``, or
+        the visual features of a policy that gives none."""
         return self.features if self.patches is None else self.patches.float()
 
 

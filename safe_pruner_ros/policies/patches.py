@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Num
 
 
 def image_patches(
     images: Num[torch.Tensor, 'views H W 3'], rows: int, cols: int
-) -> Float[torch.Tensor, 'V P']:
+) -> Num[torch.Tensor, 'V P']:
     """RGB of the ``rows`` x ``cols`` patches of every view, in the order of the visual tokens.
 
-    Values stay as they are (0 to 255: cosines of patches are published so). H and W must be
-    multiples of ``rows`` and ``cols``.
+    Values and dtype stay as they are (0 to 255: cosines of patches are published so). H and W must
+    be multiples of ``rows`` and ``cols``.
     """
     views, height, width, _ = images.shape
     if height % rows or width % cols:
@@ -21,4 +21,4 @@ def image_patches(
             'them to what the vision tower reads'
         )
     grid = images.reshape(views, rows, height // rows, cols, width // cols, 3)
-    return grid.permute(0, 1, 3, 2, 4, 5).reshape(views * rows * cols, -1).float()
+    return grid.permute(0, 1, 3, 2, 4, 5).reshape(views * rows * cols, -1)

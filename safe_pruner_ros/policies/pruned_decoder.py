@@ -24,7 +24,7 @@ from time import perf_counter_ns
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Num
 from torch import nn
 
 from safe_pruner_ros.core.pruner import (
@@ -81,7 +81,7 @@ def run_pruned(
     instruction_key: Hashable,
     step: int,
     features: Float[torch.Tensor, 'V D'] | None = None,
-    patches: Float[torch.Tensor, 'V P'] | None = None,
+    patches: Num[torch.Tensor, 'V P'] | None = None,
     causal: bool = False,
     past_key_values: Any = None,
     observe: bool = True,

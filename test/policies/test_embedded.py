@@ -318,6 +318,6 @@ def test_patches_lie_where_their_tokens_are() -> None:
     images = torch.arange(2 * 64 * 64 * 3).reshape(2, 64, 64, 3)
     patches = image_patches(images, 4, 2)
     assert patches.shape == (16, 16 * 32 * 3)
-    assert torch.equal(patches[8 + 2 * 2 + 1], images[1, 32:48, 32:64].reshape(-1).float())
+    assert torch.equal(patches[8 + 2 * 2 + 1], images[1, 32:48, 32:64].reshape(-1))
     with pytest.raises(ValueError, match='64 x 64 px do not divide into 3 x 2'):
         image_patches(images, 3, 2)
