@@ -146,7 +146,7 @@ class Pi05Policy:
             instruction_key=observation.instruction,  # the prompt changes with the state too
             step=self._step,
             features=visual.float(),
-            patches=image_patches(pixels, model.config.vision.grid, model.config.vision.grid),
+            patches=self._patches(pixels),
             past_key_values=cache,
             observe=False,
         )
@@ -179,6 +179,11 @@ class Pi05Policy:
             'total': (finished - began) / 1e6,
         }
         return PolicyOutput(chunk, pruning_trace(out, pruner), latency)
+
+    def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """RGB 0 to 255 behind each visual token, from what the tower reads."""
+        grid = self._model.config.vision.grid
+        return image_patches((pixels.permute(0, 2, 3, 1) + 1) * 127.5, grid, grid)
 
     def _noise_of(self, step: int) -> torch.Tensor:
         """Standard normal [1, A, N]. A function of seed and step alone: a step that fails and is
