@@ -1,41 +1,55 @@
-"""A checkpoint's action numbers -> joint targets of the robot, by joint name."""
+"""A checkpoint's action numbers -> joint targets of the robot, by joint name; and back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
-Semantics = Literal['absolute', 'delta']
+Semantics = Literal['absolute', 'delta', 'delta_from_state']
 
 
 @dataclass(frozen=True)
 class ActionDimension:
-    """One number of the action drives ``joint``: ``scale * action + offset``, taken as the target
-    ('absolute') or added to the target before it ('delta', the first to the measured position).
+    """One number of the action drives ``joint``.
 
-    A gripper that the checkpoint opens with 1 has scale -1 and offset 1: here 1 is closed.
+    Parameters
+    ----------
+    joint : of the robot, in rad, or in closed fraction (0 open, 1 closed) for a gripper.
+    semantics : 'absolute', the number is a target; 'delta', it is added to the target before it
+        (the first to the measured position); 'delta_from_state', every row counts from the
+        position measured when the chunk was computed (openpi's ``DeltaActions``).
+    scale, offset : robot = ``scale`` * checkpoint + ``offset``. A gripper that the checkpoint
+        opens with 1 has scale -1 and offset 1. The offset cancels out of differences.
+    gripper : targets are clipped to [0, 1].
+    binary : a gripper that only knows open and closed: targets below 0.5 become 0, others 1.
     """
 
     joint: str
     semantics: Semantics = 'absolute'
     scale: float = 1.0
     offset: float = 0.0
+    gripper: bool = False
+    binary: bool = False
 
     def __post_init__(self) -> None:
-        if self.semantics not in ('absolute', 'delta'):
+        if self.semantics not in get_args(Semantics):
             raise ValueError(
-                f"joint {self.joint!r}: semantics must be 'absolute' or 'delta', "
+                f'joint {self.joint!r}: semantics must be one of {list(get_args(Semantics))}, '
                 f'got {self.semantics!r}'
             )
         if not (np.isfinite(self.scale) and np.isfinite(self.offset) and self.scale):
             raise ValueError(
                 f'joint {self.joint!r}: scale must be finite and not 0 and offset finite, '
                 f'got {self.scale} and {self.offset}'
+            )
+        if self.binary and not (self.gripper and self.semantics == 'absolute'):
+            raise ValueError(
+                f'joint {self.joint!r}: binary is for grippers with absolute semantics'
             )
 
 
@@ -64,12 +78,23 @@ class ActionLayout:
 
     def targets(self, actions: FloatArray, measured: FloatArray) -> FloatArray:
         """Actions [chunk_size, n], measured positions [n] -> absolute targets [chunk_size, n]."""
-        scale, offset = (
-            np.array([getattr(d, name) for d in self.dimensions]) for name in ('scale', 'offset')
-        )
-        is_delta = np.array([d.semantics == 'delta' for d in self.dimensions])
-        moved = actions * scale + offset
-        return np.where(is_delta, measured + moved.cumsum(axis=0), moved)
+        moved = actions * self._each('scale')
+        semantics = self._each('semantics')
+        targets = moved + self._each('offset')
+        targets = np.where(semantics == 'delta', measured + moved.cumsum(axis=0), targets)
+        targets = np.where(semantics == 'delta_from_state', measured + moved, targets)
+        grippers, binary = self._each('gripper'), self._each('binary')
+        targets = np.where(grippers, targets.clip(0.0, 1.0), targets)
+        result: FloatArray = np.where(binary, (targets >= 0.5).astype(np.float64), targets)
+        return result
+
+    def to_checkpoint(self, measured: FloatArray) -> FloatArray:
+        """Measured positions [n] in the checkpoint's units: the state it was trained on."""
+        state: FloatArray = (measured - self._each('offset')) / self._each('scale')
+        return state
+
+    def _each(self, name: str) -> npt.NDArray[Any]:
+        return np.array([getattr(dimension, name) for dimension in self.dimensions])
 
 
 def absolute(joints: Sequence[str]) -> ActionLayout:

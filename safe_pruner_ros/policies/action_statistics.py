@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,11 +15,15 @@ Bounds = Literal['q99', 'min_max']
 _KEYS: Mapping[Bounds, tuple[str, str]] = {'q99': ('q01', 'q99'), 'min_max': ('min', 'max')}
 
 
+# Stands for a span of zero where the checkpoint's code adds no epsilon; keeps values finite.
+ZERO_SPAN = 1e-8
+
+
 @dataclass(frozen=True)
 class Range:
     """What -1 and 1 stand for, per dimension [D]. Where ``mask`` is False the value is raw (a
-    gripper, as a rule). ``epsilon`` as the checkpoint's code adds it: 1e-8 in OpenVLA-OFT, 0 in
-    OpenVLA."""
+    gripper, as a rule). ``epsilon`` is what the checkpoint's code adds to the span: 1e-8 in
+    OpenVLA-OFT, 1e-6 in openpi, 0 in OpenVLA and lerobot."""
 
     low: FloatArray
     high: FloatArray
@@ -35,23 +39,36 @@ class Range:
         physical = 0.5 * (values + 1) * (self.high - self.low + self.epsilon) + self.low
         return np.where(self.mask, physical, values)
 
-    def normalise(self, values: npt.ArrayLike) -> FloatArray:
-        """[..., D] physical -> [-1, 1], clipped (openvla-oft 213c5ff, openvla_utils.py:649-679).
-
-        The epsilon here is 1e-8 whatever `epsilon` is: it keeps a constant dimension finite.
-        """
+    def normalise(self, values: npt.ArrayLike, *, clip: bool = True) -> FloatArray:
+        """[..., D] physical -> [-1, 1]. OpenVLA-OFT clips (213c5ff, openvla_utils.py:649-679),
+        pi0.5 does not."""
         values = np.asarray(values, np.float64)
-        scaled = 2 * (values - self.low) / (self.high - self.low + 1e-8) - 1
-        return np.where(self.mask, scaled, values).clip(-1.0, 1.0)
+        span = self.high - self.low + self.epsilon
+        scaled = 2 * (values - self.low) / np.where(span == 0, ZERO_SPAN, span) - 1
+        normalised: FloatArray = np.where(self.mask, scaled, values)
+        return normalised.clip(-1.0, 1.0) if clip else normalised
+
+    def first(self, n: int) -> Range:
+        return Range(self.low[:n], self.high[:n], self.mask[:n], self.epsilon)
+
+
+def choose_key(available: Collection[str], key: str, source: str) -> str:
+    """``key``, or the only one there is for ''. Raises ValueError listing those there are."""
+    if not key and len(available) == 1:
+        return next(iter(available))
+    if key not in available:
+        asked = f'no statistics for {key!r}' if key else 'statistics of several data sets'
+        raise ValueError(
+            f'{source} has {asked}; choose from {sorted(available)} as statistics_key'
+        )
+    return key
 
 
 def choose_statistics(statistics: Mapping[str, Any], key: str, source: str) -> dict[str, Any]:
     """The data set's entry. Raises ValueError listing the keys there are."""
-    if key not in statistics:
-        raise ValueError(
-            f'{source} has no statistics for {key!r}; choose from {sorted(statistics)}'
-        )
-    entry: dict[str, Any] = statistics[key]
+    entry = statistics[choose_key(statistics, key, source)]
+    if not isinstance(entry, dict):
+        raise ValueError(f'{source}: the entry {key!r} must be a mapping, got {entry!r:.80}')
     return entry
 
 
@@ -68,8 +85,8 @@ def read_range(
     missing = [key for key in (low_key, high_key) if key not in values]
     if missing:
         raise ValueError(f'the {group} statistics miss {missing}, they have {sorted(values)}')
-    low, high = np.array(values[low_key], np.float64), np.array(values[high_key], np.float64)
-    mask = np.array(values.get('mask', np.ones(len(low))), bool)
+    low, high = (np.asarray(values[key], np.float64) for key in (low_key, high_key))
+    mask = np.array(values.get('mask', np.ones(low.shape)), bool)
     if not low.shape == high.shape == mask.shape or low.ndim != 1:
         raise ValueError(
             f'the {group} statistics disagree in size: {low_key} {list(low.shape)}, '

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck
 from safe_pruner_ros.policies.policy import Policy
 
 POLICIES = ('embedded', 'openvla', 'openvla_oft', 'pi05')
@@ -21,45 +22,55 @@ def build_policy(
     deployment: Mapping[str, Any] | None = None,
 ) -> Policy:
     """A fresh policy under a fresh pruner. ``checkpoint`` '' takes the weights that ship with
-    'embedded'; 'pi05' has none and needs a folder.
+    'embedded'; the others have none and need the folder of a checkpoint.
 
     ``deployment``: how a big policy meets the robot (`policies/deployment.py`); 'embedded' takes
     none.
 
-    Raises ValueError for an unknown name, method, setting or a checkpoint that does not fit;
-    FileNotFoundError for a checkpoint that is not there.
+    Raises ValueError for an unknown name, method, setting, a checkpoint that does not fit, or too
+    little memory on the device; FileNotFoundError for a checkpoint that is not there.
     """
-    if name not in POLICIES:
-        raise ValueError(f'unknown policy {name!r}; choose from {POLICIES}')
-    if name == 'pi05':
-        module = import_module('safe_pruner_ros.policies.pi05')
-        pi05: Policy = module.load_policy(Path(checkpoint), method, pruner_settings, device)
-        return pi05
-    if name != 'embedded':
-        return _build_big(name, method, pruner_settings, checkpoint, device, deployment)
-    module = import_module('safe_pruner_ros.policies.embedded')
-    model = module.load_weights(Path(checkpoint) if checkpoint else None)
-    policy: Policy = module.EmbeddedPolicy(model, method, pruner_settings, device)
+    if name == 'embedded':
+        module = import_module('safe_pruner_ros.policies.embedded')
+        if deployment:
+            raise ValueError(
+                "policy 'embedded' was trained on its own robot and takes no deployment; remove it"
+            )
+        model = module.load_weights(Path(checkpoint) if checkpoint else None)
+        embedded: Policy = module.EmbeddedPolicy(model, method, pruner_settings, device)
+        return embedded
+    module, folder, settings = _big(name, checkpoint, deployment)
+    memory_errors_told = import_module('safe_pruner_ros.policies.device').memory_errors_told
+    with memory_errors_told(str(folder)):
+        policy: Policy = module.build(folder, settings, method, pruner_settings, device)
     return policy
 
 
-def _build_big(
-    name: str,
-    method: str,
-    pruner_settings: Mapping[str, Any],
-    checkpoint: str,
-    device: str,
-    deployment: Mapping[str, Any] | None,
-) -> Policy:
+def checkpoint_checks(
+    name: str, checkpoint: str, device: str, deployment: Mapping[str, Any] | None
+) -> tuple[CheckpointCheck, ...]:
+    """What `build_policy` asks of the files of a big policy before it loads them; 'embedded' has
+    no such questions. Raises ValueError or FileNotFoundError when not even that can be said."""
+    module, folder, settings = _big(name, checkpoint, deployment)
+    checks: tuple[CheckpointCheck, ...] = module.checks(folder, settings, device)
+    return checks
+
+
+def _big(
+    name: str, checkpoint: str, deployment: Mapping[str, Any] | None
+) -> tuple[Any, Path, Any]:
+    """(backend's module, folder, Deployment)."""
+    if name not in POLICIES:
+        raise ValueError(f'unknown policy {name!r}; choose from {POLICIES}')
     if not checkpoint:
         raise ValueError(f'policy {name!r} ships no weights; give the folder of a checkpoint')
-    if deployment is None:
+    folder = Path(checkpoint).expanduser()
+    if not folder.is_dir():
+        kind = 'is a file' if folder.exists() else 'does not exist'
+        raise FileNotFoundError(f'{folder} {kind}; give the folder of a {name} checkpoint')
+    if not deployment:
         raise ValueError(
             f'policy {name!r} needs a deployment: views, actions, statistics_key and period_s'
         )
     read = import_module('safe_pruner_ros.policies.deployment').read_deployment
-    module = import_module(f'safe_pruner_ros.policies.{name}')
-    policy: Policy = module.build(
-        Path(checkpoint), read(deployment), method, pruner_settings, device
-    )
-    return policy
+    return import_module(f'safe_pruner_ros.policies.{name}'), folder, read(deployment)

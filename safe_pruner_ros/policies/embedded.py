@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from safe_pruner_ros.core.catalog import accepted_settings, build_pruner
 from safe_pruner_ros.core.pruner import Pruner
+from safe_pruner_ros.policies.device import choose_device
 from safe_pruner_ros.policies.embedded_model import EmbeddedConfig, EmbeddedVLA
 from safe_pruner_ros.policies.instructions import encode_words
 from safe_pruner_ros.policies.patches import image_patches
@@ -46,10 +47,8 @@ class EmbeddedPolicy:
     ) -> None:
         """``method`` and ``settings`` as `core.catalog.build_pruner` takes them; ``device``
         'auto' takes a GPU where there is one."""
-        if device == 'auto':
-            device = 'cuda' if torch.cuda.is_available() else 'cpu'
-        self._model = model.to(device).eval().requires_grad_(False)
-        self._device, self._step = torch.device(device), 0
+        self._device, self._step = choose_device(device), 0
+        self._model = model.to(self._device).eval().requires_grad_(False)
         self._method, self._settings = method, dict(settings or {})
         self._pruner = self._build_pruner(self._settings)
         config = model.config

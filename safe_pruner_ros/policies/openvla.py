@@ -25,18 +25,14 @@ from transformers import DynamicCache
 from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest
 from safe_pruner_ros.core.saliency import attention_saliency
 from safe_pruner_ros.core.tokens import Span, TokenLayout, ViewGrid
-from safe_pruner_ros.policies.action_statistics import Range, choose_statistics, read_range
-from safe_pruner_ros.policies.deployment import DTYPES, Deployment, choose_device
-from safe_pruner_ros.policies.openvla_checkpoint import read_json
-from safe_pruner_ros.policies.openvla_images import ImageProcessor, read_image_processor
-from safe_pruner_ros.policies.openvla_network import (
-    OpenVLANetwork,
-    load_network,
-    read_size,
-    read_statistics,
-)
+from safe_pruner_ros.policies.action_statistics import Range
+from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck
+from safe_pruner_ros.policies.deployment import Deployment
+from safe_pruner_ros.policies.openvla_files import OpenVLAFiles
+from safe_pruner_ros.policies.openvla_images import ImageProcessor
+from safe_pruner_ros.policies.openvla_network import OpenVLANetwork, load_network
 from safe_pruner_ros.policies.openvla_policy import Act, FloatArray, OpenVLAFamilyPolicy
-from safe_pruner_ros.policies.openvla_prompt import PromptEncoder, read_prompt_encoder
+from safe_pruner_ros.policies.openvla_prompt import PromptEncoder
 from safe_pruner_ros.policies.openvla_vision import VISION_SIZES, VisionSize
 from safe_pruner_ros.policies.policy import PolicyOutputError
 from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, rotate, run_pruned
@@ -161,15 +157,6 @@ class OpenVLAPolicy(OpenVLAFamilyPolicy):
         method: str,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        if len(deployment.views) != 1:
-            raise ValueError(
-                f'OpenVLA reads 1 image, the configuration has the views {list(deployment.views)}'
-            )
-        if deployment.proprioception:
-            raise ValueError(
-                'OpenVLA reads no proprioception, the configuration names '
-                f'{list(deployment.proprioception)}; leave it empty'
-            )
         super().__init__(
             'openvla',
             network,
@@ -220,21 +207,27 @@ def build(
 
     Raises FileNotFoundError or ValueError saying what is missing, unexpected or does not fit.
     """
-    place = choose_device(device)
-    config = read_json(folder, 'config.json')
-    statistics, source = read_statistics(folder, config)
-    entry = choose_statistics(statistics, deployment.statistics_key, source)
-    action_range = read_range(entry, 'action', deployment.bounds)
-    deployment.actions.check_size(len(action_range), f'the checkpoint {folder}')
-    processor = read_image_processor(
-        read_json(folder, 'preprocessor_config.json'),
-        deployment.image_chain,
-        folder / 'preprocessor_config.json',
+    files = OpenVLAFiles(folder, deployment, device, vision_sizes)
+    files.check_all()
+    network = load_network(
+        folder, files.size, with_lm_head=True, device=files.device, dtype=files.dtype
     )
-    encode_prompt = read_prompt_encoder(folder)
-    size = read_size(folder, config, vision_sizes)
-    dtype = DTYPES[deployment.dtype]
-    network = load_network(folder, size, with_lm_head=True, device=place, dtype=dtype)
     return OpenVLAPolicy(
-        network, processor, encode_prompt, action_range, deployment, method, settings
+        network,
+        files.processor,
+        files.encode_prompt,
+        files.action_range,
+        deployment,
+        method,
+        settings,
     )
+
+
+def checks(
+    folder: Path,
+    deployment: Deployment,
+    device: str = 'cpu',
+    vision_sizes: Mapping[str, VisionSize] = VISION_SIZES,
+) -> tuple[CheckpointCheck, ...]:
+    """What `build` asks before it loads."""
+    return OpenVLAFiles(folder, deployment, device, vision_sizes).checks()

@@ -1,7 +1,7 @@
-"""Files of an OpenVLA or OpenVLA-OFT checkpoint folder -> tensors and facts. Strict and safe.
+"""Files of a checkpoint folder -> tensors and facts. Strict and safe; for every big policy.
 
-Weights are memory-mapped safetensors; OFT's head and proprioception files are torch pickles and
-are read with ``weights_only=True``, which runs no code of theirs.
+Weights are memory-mapped safetensors; OpenVLA-OFT's head and proprioception files are torch
+pickles and are read with ``weights_only=True``, which runs no code of theirs.
 """
 
 from __future__ import annotations
@@ -36,16 +36,20 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the sharded (or single) safetensors of ``folder``, memory-mapped.
+def read_weights(folder: Path, *, headers_only: bool = False) -> dict[str, torch.Tensor]:
+    """All tensors of the sharded (or single) safetensors of ``folder``, memory-mapped; with
+    ``headers_only`` empty ones of the same shapes on the meta device.
 
     Raises FileNotFoundError for a shard that is not there; ValueError for an unreadable shard or
     one that does not hold what the index promises.
     """
     if not (folder / INDEX).is_file():
         if not (folder / 'model.safetensors').is_file():
-            raise FileNotFoundError(f'{folder} has neither {INDEX} nor model.safetensors')
-        return _read_shard(folder / 'model.safetensors')
+            raise FileNotFoundError(
+                f'{folder} has neither {INDEX} nor model.safetensors; give the folder of an '
+                'official checkpoint'
+            )
+        return _read_shard(folder / 'model.safetensors', headers_only)
     weight_map = read_json(folder, INDEX).get('weight_map')
     if not isinstance(weight_map, dict):
         raise ValueError(f'{folder / INDEX} has no "weight_map"; copy it anew')
@@ -58,7 +62,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f'{folder} misses the shards {missing}; copy them there')
     state: dict[str, torch.Tensor] = {}
     for shard in shards:
-        state |= _read_shard(folder / shard)
+        state |= _read_shard(folder / shard, headers_only)
     absent, extra = sorted(set(weight_map) - set(state)), sorted(set(state) - set(weight_map))
     if absent or extra:
         raise ValueError(
@@ -67,12 +71,18 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _read_shard(path: Path) -> dict[str, torch.Tensor]:
+def _read_shard(path: Path, headers_only: bool) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework='pt') as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            if headers_only:
+                shapes = {name: file.get_slice(name).get_shape() for name in names}
+                return {n: torch.empty(shape, device='meta') for n, shape in shapes.items()}
+            return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f'{path} is not a readable safetensors file: {error}') from error
+        raise ValueError(
+            f'{path} is not a readable safetensors file (copied in part?): {error}'
+        ) from error
 
 
 def read_component(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -102,19 +112,16 @@ def read_component(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return {str(key).removeprefix('module.'): value for key, value in state.items()}
 
 
-def load_strict(
+def check_fit(
     model: nn.Module,
     state: Mapping[str, torch.Tensor],
     source: Path,
-    *,
     unexpected: Sequence[str] = (),
-    device: torch.device,
-    dtype: torch.dtype,
 ) -> None:
-    """Fill ``model`` (which may be on the meta device); each weight is copied at most once.
+    """Raise ValueError naming the tensors of ``state`` that are missing, unexpected or of a
+    wrong shape for ``model``; both may be on the meta device.
 
-    ``unexpected`` are names that already found no place. Raises ValueError listing all that is
-    missing, unexpected or of a wrong shape; the model is then as before.
+    ``unexpected`` are names in the file that already found no place.
     """
     own = model.state_dict()
     missing = sorted(set(own) - set(state))
@@ -126,9 +133,35 @@ def load_strict(
     ]
     if missing or extra or shapes:
         raise ValueError(
-            f'{source} does not fit the network its config describes: missing {missing}, '
-            f'unexpected {extra}, wrong shape {shapes}'
+            f'{source} does not fit the network its config describes: missing {_short(missing)}, '
+            f'unexpected {_short(extra)}, wrong shape {_short(shapes)}; is it a checkpoint of '
+            'another policy, or one that still needs merging or converting?'
         )
+
+
+def _short(names: Sequence[str], limit: int = 20) -> str:
+    more = f' and {len(names) - limit} more' if len(names) > limit else ''
+    return f'{list(names[:limit])}{more}'
+
+
+def load_strict(
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    source: Path,
+    *,
+    unexpected: Sequence[str] = (),
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Fill ``model`` (which may be on the meta device); each weight is copied at most once.
+
+    Raises ValueError as `check_fit`, and for weights that are not finite; the model is then as
+    before.
+    """
+    check_fit(model, state, source, unexpected)
     placed = {name: value.to(device, dtype) for name, value in state.items()}
+    bad = [name for name, value in placed.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise ValueError(f'{source} holds NaN or infinite weights in {bad}; copy it anew')
     model.load_state_dict(placed, assign=True)
     model.requires_grad_(False)

@@ -16,8 +16,14 @@ from torch import nn
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from safe_pruner_ros.policies.openvla_checkpoint import load_strict, read_json, read_weights
-from safe_pruner_ros.policies.openvla_keys import rename_openvla
+from safe_pruner_ros.policies.device import check_memory, needed_bytes
+from safe_pruner_ros.policies.openvla_checkpoint import (
+    check_fit,
+    load_strict,
+    read_json,
+    read_weights,
+)
+from safe_pruner_ros.policies.openvla_keys import Renamed, rename_openvla
 from safe_pruner_ros.policies.openvla_vision import VISION_SIZES, VisionEncoder, VisionSize
 
 _LLAMA_FIELDS = (
@@ -116,6 +122,18 @@ def read_size(
     )
 
 
+def check_files(folder: Path, size: NetworkSize, *, with_lm_head: bool) -> OpenVLANetwork:
+    """The network on the meta device, once the headers of the files say that they fit it.
+
+    Raises as `openvla_checkpoint`, except for weights that are not finite.
+    """
+    with torch.device('meta'):
+        network = OpenVLANetwork(size, with_lm_head=with_lm_head)
+    renamed = _renamed(folder, size, with_lm_head, headers_only=True)
+    check_fit(network, renamed.state, folder, renamed.unexpected)
+    return network
+
+
 def load_network(
     folder: Path,
     size: NetworkSize,
@@ -124,22 +142,23 @@ def load_network(
     device: torch.device,
     dtype: torch.dtype,
 ) -> OpenVLANetwork:
-    """Weights straight from the mapped files to ``device``. Raises as `openvla_checkpoint`."""
-    with torch.device('meta'):
-        network = OpenVLANetwork(size, with_lm_head=with_lm_head)
-    renamed = rename_openvla(read_weights(folder), size.vision)
-    if not with_lm_head:
-        renamed.state.pop('lm_head.weight', None)
-    load_strict(
-        network,
-        renamed.state,
-        folder,
-        unexpected=renamed.unexpected,
-        device=device,
-        dtype=dtype,
-    )
+    """Weights straight from the mapped files to ``device``. Raises as `openvla_checkpoint`, and
+    ValueError when ``device`` has not the memory."""
+    network = check_files(folder, size, with_lm_head=with_lm_head)
+    check_memory(needed_bytes([network], device, dtype), device, dtype, str(folder))
+    renamed = _renamed(folder, size, with_lm_head)
+    load_strict(network, renamed.state, folder, device=device, dtype=dtype)
     network.fill_buffers(device)
     return network.eval()
+
+
+def _renamed(
+    folder: Path, size: NetworkSize, with_lm_head: bool, *, headers_only: bool = False
+) -> Renamed:
+    renamed = rename_openvla(read_weights(folder, headers_only=headers_only), size.vision)
+    if not with_lm_head:
+        renamed.state.pop('lm_head.weight', None)
+    return renamed
 
 
 def read_statistics(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

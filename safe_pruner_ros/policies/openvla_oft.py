@@ -20,23 +20,18 @@ from jaxtyping import Float, Int64
 
 from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.core.tokens import Span, TokenLayout, ViewGrid
-from safe_pruner_ros.policies.action_statistics import Range, choose_statistics, read_range
-from safe_pruner_ros.policies.deployment import DTYPES, Deployment, choose_device
-from safe_pruner_ros.policies.openvla_checkpoint import load_strict, read_component, read_json
-from safe_pruner_ros.policies.openvla_images import ImageProcessor, read_image_processor
-from safe_pruner_ros.policies.openvla_network import (
-    OpenVLANetwork,
-    load_network,
-    read_size,
-    read_statistics,
-)
+from safe_pruner_ros.policies.action_statistics import Range
+from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck
+from safe_pruner_ros.policies.deployment import Deployment
+from safe_pruner_ros.policies.openvla_checkpoint import load_strict, read_json
+from safe_pruner_ros.policies.openvla_images import ImageProcessor
+from safe_pruner_ros.policies.openvla_network import OpenVLANetwork, load_network, read_size
+from safe_pruner_ros.policies.openvla_oft_files import OFTFiles, OFTParts
 from safe_pruner_ros.policies.openvla_oft_head import ActionHead, ProprioProjector
 from safe_pruner_ros.policies.openvla_policy import Act, FloatArray, OpenVLAFamilyPolicy
-from safe_pruner_ros.policies.openvla_prompt import EOS, PromptEncoder, read_prompt_encoder
+from safe_pruner_ros.policies.openvla_prompt import EOS, PromptEncoder
 from safe_pruner_ros.policies.openvla_vision import VISION_SIZES, VisionSize
 from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, run_pruned
-
-MAX_VIEWS = 3
 
 # Which rows ask for saliency: the placeholders (SAFE-Pruner's action tokens) or the rows that
 # actions are read from, one earlier. Placeholders enter layer 0 as zeros: their saliency there is
@@ -136,18 +131,7 @@ class OpenVLAOFTPolicy(OpenVLAFamilyPolicy):
         settings: Mapping[str, Any] | None = None,
         queries: ActionQueries = 'placeholders',
     ) -> None:
-        if len(deployment.views) > MAX_VIEWS:
-            raise ValueError(
-                f'OpenVLA-OFT reads 1 to {MAX_VIEWS} images, the configuration has the views '
-                f'{list(deployment.views)}'
-            )
-        if len(action_range) != model.head.n_actions:
-            raise ValueError(
-                f'the action head gives {model.head.n_actions} numbers, the action statistics of '
-                f'{deployment.statistics_key!r} have {len(action_range)}; choose the data set the '
-                'head was trained on'
-            )
-        _check_proprio(model, proprio_range, deployment)
+        assert deployment.chunk_size is not None, '`OFTFiles` refuses that'
         super().__init__(
             'openvla_oft',
             model.network,
@@ -184,7 +168,8 @@ class OpenVLAOFTPolicy(OpenVLAFamilyPolicy):
         )
         proprio = None
         if self._proprio_range is not None:
-            normalised = self._proprio_range.normalise(measured[self._proprio_index])
+            state = self._deployment.actions.to_checkpoint(measured)[self._proprio_index]
+            normalised = self._proprio_range.normalise(state)
             proprio = torch.from_numpy(normalised.astype(np.float32))[None]
         embeddings = self._model.embed(visual, ids, proprio, n_action_tokens)
         out, actions = self._model.decode(
@@ -198,24 +183,6 @@ class OpenVLAOFTPolicy(OpenVLAFamilyPolicy):
         return Act(out, actions)
 
 
-def _check_proprio(model: OFTModel, proprio_range: Range | None, deployment: Deployment) -> None:
-    n_joints = len(deployment.proprioception)
-    if model.proprio is None:
-        if n_joints:
-            raise ValueError(
-                f'the configuration gives proprioception {list(deployment.proprioception)}, the '
-                'checkpoint has no proprioception projector; leave it empty'
-            )
-        return
-    n_statistics = 0 if proprio_range is None else len(proprio_range)
-    if not model.proprio.n_proprio == n_joints == n_statistics:
-        raise ValueError(
-            f'the checkpoint reads {model.proprio.n_proprio} numbers of proprioception, its '
-            f'statistics have {n_statistics}, the configuration names {n_joints} joints '
-            f'{list(deployment.proprioception)}; name one for each, in the order of its training'
-        )
-
-
 def load_oft_model(
     folder: Path,
     device: torch.device,
@@ -226,33 +193,14 @@ def load_oft_model(
 
     Raises FileNotFoundError or ValueError saying what is missing, unexpected or of a wrong shape.
     """
-    foreign = sorted(p.name for p in folder.glob('vision_backbone--*_checkpoint.pt'))
-    foreign += sorted(p.name for p in folder.glob('noisy_action_projector--*_checkpoint.pt'))
-    if foreign:
-        raise ValueError(
-            f'{folder} holds {foreign}: FiLM and diffusion variants of OpenVLA-OFT are not '
-            'supported; take a checkpoint with the L1 head'
-        )
     size = read_size(folder, read_json(folder, 'config.json'), vision_sizes)
-    width = size.decoder.hidden_size
-    head_state = read_component(folder, 'action_head')
-    if 'model.fc2.weight' not in head_state:
-        raise ValueError(
-            f'the action head in {folder} is no L1 head: it has no model.fc2.weight, only '
-            f'{sorted(head_state)}'
-        )
-    with torch.device('meta'):
-        head: ActionHead = ActionHead(width, head_state['model.fc2.weight'].shape[0])
-    load_strict(head, head_state, folder / 'action_head', device=device, dtype=dtype)
-    proprio: ProprioProjector | None = None
-    if any(folder.glob('proprio_projector--*_checkpoint.pt')):
-        state = read_component(folder, 'proprio_projector')
-        n_proprio = state['fc1.weight'].shape[-1] if 'fc1.weight' in state else 1
-        with torch.device('meta'):
-            proprio = ProprioProjector(n_proprio, width)
-        load_strict(proprio, state, folder / 'proprio_projector', device=device, dtype=dtype)
+    parts = OFTParts(folder, size.decoder.hidden_size)
+    head, proprio = parts.head(), parts.proprio()
+    load_strict(head, parts.head_state, folder / 'action_head', device=device, dtype=dtype)
+    if proprio is not None and parts.proprio_state is not None:
+        source = folder / 'proprio_projector'
+        load_strict(proprio, parts.proprio_state, source, device=device, dtype=dtype)
         proprio.eval()
-    # The largest part last: what is wrong with the small files shows at once.
     network = load_network(folder, size, with_lm_head=False, device=device, dtype=dtype)
     return OFTModel(network, head.eval(), proprio)
 
@@ -265,31 +213,29 @@ def build(
     device: str = 'cpu',
     vision_sizes: Mapping[str, VisionSize] = VISION_SIZES,
 ) -> OpenVLAOFTPolicy:
-    """An OpenVLA-OFT policy from the folder of an official checkpoint."""
-    place = choose_device(device)
-    config = read_json(folder, 'config.json')
-    statistics, source = read_statistics(folder, config)
-    entry = choose_statistics(statistics, deployment.statistics_key, source)
-    # 1e-8 as upstream adds it to the span of an action (modeling_prismatic.py:772-791).
-    action_range = read_range(entry, 'action', deployment.bounds, epsilon=1e-8)
-    deployment.actions.check_size(len(action_range), f'the checkpoint {folder}')
-    processor = read_image_processor(
-        read_json(folder, 'preprocessor_config.json'),
-        deployment.image_chain,
-        folder / 'preprocessor_config.json',
-    )
-    encode_prompt = read_prompt_encoder(folder)
-    model = load_oft_model(folder, place, DTYPES[deployment.dtype], vision_sizes)
-    proprio_range = (
-        None if model.proprio is None else read_range(entry, 'proprio', deployment.bounds)
-    )
+    """An OpenVLA-OFT policy from the folder of an official checkpoint.
+
+    Raises FileNotFoundError or ValueError saying what is missing, unexpected or does not fit.
+    """
+    files = OFTFiles(folder, deployment, device, vision_sizes)
+    files.check_all()
     return OpenVLAOFTPolicy(
-        model,
-        processor,
-        encode_prompt,
-        action_range,
-        proprio_range,
+        load_oft_model(folder, files.device, files.dtype, vision_sizes),
+        files.processor,
+        files.encode_prompt,
+        files.action_range,
+        files.proprio_range,
         deployment,
         method,
         settings,
     )
+
+
+def checks(
+    folder: Path,
+    deployment: Deployment,
+    device: str = 'cpu',
+    vision_sizes: Mapping[str, VisionSize] = VISION_SIZES,
+) -> tuple[CheckpointCheck, ...]:
+    """What `build` asks before it loads."""
+    return OFTFiles(folder, deployment, device, vision_sizes).checks()

@@ -53,13 +53,7 @@ class OpenVLAFamilyPolicy:
         method: str,
         settings: dict[str, Any],
     ) -> None:
-        deployment.actions.check_size(len(action_range), f'the {name} checkpoint')
         vision = network.size.vision
-        if processor.size != vision.image_size:
-            raise ValueError(
-                f'preprocessor_config.json resizes to {processor.size} px, the vision towers read '
-                f'{vision.image_size} px'
-            )
         self._network, self._processor = network, processor
         self._encode_prompt, self._range = encode_prompt, action_range
         self._deployment, self._step = deployment, 0
@@ -73,7 +67,7 @@ class OpenVLAFamilyPolicy:
             joint_names=deployment.actions.joint_names,
             chunk_size=chunk_size,
             period_s=deployment.period_s,
-            execution_horizon=min(deployment.execution_horizon or chunk_size, chunk_size),
+            execution_horizon=deployment.horizon(chunk_size),
         )
 
     def check_instruction(self, instruction: str) -> None:

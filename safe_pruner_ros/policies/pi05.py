@@ -27,20 +27,17 @@ from safe_pruner_ros.core.catalog import accepted_settings, build_pruner
 from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest
 from safe_pruner_ros.core.saliency import attention_saliency
 from safe_pruner_ros.core.tokens import TokenLayout
+from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck
+from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.patches import image_patches
 from safe_pruner_ros.policies.pi05_checkpoint import load_model
 from safe_pruner_ros.policies.pi05_config import Pi05Config
+from safe_pruner_ros.policies.pi05_files import Pi05Files
 from safe_pruner_ros.policies.pi05_images import to_pixels
 from safe_pruner_ros.policies.pi05_model import Pi05, cached_keys_values
-from safe_pruner_ros.policies.pi05_prompt import PromptEncoder, load_tokenizer
-from safe_pruner_ros.policies.pi05_robot import Pi05Robot, load_robot
-from safe_pruner_ros.policies.pi05_statistics import Statistics, load_statistics
-from safe_pruner_ros.policies.policy import (
-    PolicyOutput,
-    PolicyOutputError,
-    PolicySpec,
-    ViewSpec,
-)
+from safe_pruner_ros.policies.pi05_prompt import PromptEncoder
+from safe_pruner_ros.policies.pi05_statistics import Statistics
+from safe_pruner_ros.policies.policy import PolicyOutput, PolicyOutputError, PolicySpec, ViewSpec
 from safe_pruner_ros.policies.pruned_decoder import run_pruned
 from safe_pruner_ros.policies.trace import pruning_trace
 from safe_pruner_ros.types import ActionChunk, Observation
@@ -54,26 +51,17 @@ class Pi05Policy:
         model: Pi05,
         prompt: PromptEncoder,
         statistics: Statistics,
-        robot: Pi05Robot,
+        deployment: Deployment,
         method: str,
         settings: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        """``method`` and ``settings`` as `core.catalog.build_pruner` takes them.
-
-        Raises ValueError when checkpoint and robot do not fit.
-        """
-        config, n_joints = model.config, len(robot.joints)
-        if n_joints > config.action_dim or robot.execution_horizon > config.action_horizon:
-            raise ValueError(
-                f'the checkpoint gives {config.action_horizon} x {config.action_dim} actions, '
-                f'the robot asks for an execution_horizon of {robot.execution_horizon} and '
-                f'{n_joints} joints'
-            )
-        self._model, self._prompt, self._robot = model, prompt, robot
+        """``statistics``: of the joints of ``deployment``; ``method`` and ``settings`` as
+        `core.catalog.build_pruner` takes them."""
+        config = model.config
+        self._model, self._prompt, self._statistics = model, prompt, statistics
+        self._deployment, self._joints = deployment, deployment.actions
         self._device = model.projector.weight.device
-        self._state = statistics.state.first(n_joints, 'state', config.action_dim)
-        self._action = statistics.action.first(n_joints, 'action', config.action_dim)
         self._seed, self._step = seed, 0
         self._layers, self._final_norm = model.prefix_layers(), nn.Identity()
         with torch.inference_mode():
@@ -83,11 +71,11 @@ class Pi05Policy:
         size, grid = config.vision.image_size, config.vision.grid
         self.spec = PolicySpec(
             name='pi05',
-            views=tuple(ViewSpec(name, size, size, grid, grid) for name in robot.view_names),
-            joint_names=robot.joint_names,
+            views=tuple(ViewSpec(name, size, size, grid, grid) for name in deployment.views),
+            joint_names=self._joints.joint_names,
             chunk_size=config.action_horizon,
-            period_s=robot.period_s,
-            execution_horizon=robot.execution_horizon,
+            period_s=deployment.period_s,
+            execution_horizon=deployment.horizon(config.action_horizon),
         )
 
     @property
@@ -95,7 +83,7 @@ class Pi05Policy:
         return self._model
 
     def check_instruction(self, instruction: str) -> None:
-        self._prompt.encode(instruction, self._prompt_state(np.zeros(len(self._robot.joints))))
+        self._prompt.encode(instruction, self._prompt_state(np.zeros(len(self.spec.joint_names))))
 
     def force_keyframe(self) -> None:
         self._pruner.force_keyframe()
@@ -130,7 +118,7 @@ class Pi05Policy:
         visual = model.embed_images(pixels)
         text = model.embed_text(torch.from_numpy(tokens).to(self._device))
         embeddings = torch.cat([visual, text])[None]
-        layout = model.layout(self._robot.view_names, len(tokens))
+        layout = model.layout(self._deployment.views, len(tokens))
         cache = DynamicCache()
         self._wait()
         encoded = perf_counter_ns()
@@ -194,8 +182,8 @@ class Pi05Policy:
         return torch.randn(shape, generator=generator).to(self._device)
 
     def _prompt_state(self, positions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        state = self._state.normalize(self._robot.to_checkpoint(positions))
-        return np.pad(state, (0, max(0, self._robot.prompt_state_dim - len(state))))
+        state = self._statistics.state.normalise(self._joints.to_checkpoint(positions), clip=False)
+        return np.pad(state, (0, max(0, self._deployment.prompt_state_dim - len(state))))
 
     def _positions(self, observation: Observation) -> npt.NDArray[np.float64]:
         positions, names = observation.state.positions, self.spec.joint_names
@@ -208,7 +196,7 @@ class Pi05Policy:
 
     def _pixels(self, observation: Observation) -> torch.Tensor:
         """float32 [views, 3, size, size] in [-1, 1]; ValueError names a missing view."""
-        names, config = self._robot.view_names, self._model.config
+        names, config = self._deployment.views, self._model.config
         missing = [name for name in names if name not in observation.images]
         if missing:
             raise ValueError(
@@ -222,10 +210,10 @@ class Pi05Policy:
     def _chunk(
         self, actions: torch.Tensor, positions: npt.NDArray[np.float64], stamp_ns: int
     ) -> ActionChunk:
-        array = actions[:, : len(self._robot.joints)].double().cpu().numpy()
+        array = actions[:, : len(self.spec.joint_names)].double().cpu().numpy()
         if not np.isfinite(array).all():
             raise PolicyOutputError('the action expert returned NaN or infinite actions')
-        targets = self._robot.to_targets(self._action.denormalize(array), positions)
+        targets = self._joints.targets(self._statistics.action.unnormalise(array), positions)
         return ActionChunk(
             targets, self.spec.joint_names, stamp_ns, round(self.spec.period_s * 1e9)
         )
@@ -266,32 +254,27 @@ class ActionSaliency:
         }
 
 
-def load_policy(
+def build(
     folder: Path,
+    deployment: Deployment,
     method: str,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any],
     device: str = 'cpu',
     base: Pi05Config | None = None,
-    dtype: torch.dtype | None = None,
 ) -> Pi05Policy:
     """A policy from a checkpoint folder in openpi's or lerobot's layout, with PaliGemma's
-    ``tokenizer.json`` and a ``safe_pruner_ros.json`` (`pi05_robot.py`) inside.
+    ``tokenizer.json`` inside. ``base``: sizes that config.json does not name.
 
-    ``device`` 'auto' takes a GPU where there is one; ``dtype`` None is bfloat16 on a GPU, float32
-    on a CPU; ``base``: sizes that config.json does not name. The small files are read first, so
-    that what is missing shows before gigabytes are moved.
+    Raises FileNotFoundError or ValueError saying what is missing, unexpected or does not fit.
     """
-    if folder == Path() or not folder.is_dir():  # Path('') is the current folder
-        raise FileNotFoundError(
-            f'no pi0.5 checkpoint folder at {str(folder)!r}; give the folder that holds '
-            'model.safetensors as checkpoint'
-        )
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    robot = load_robot(folder)
-    statistics = load_statistics(folder, robot.statistics)
-    prompt = PromptEncoder(load_tokenizer(folder), robot.prompt, robot.max_prompt_tokens)
-    if dtype is None:
-        dtype = torch.bfloat16 if torch.device(device).type == 'cuda' else torch.float32
-    model = load_model(folder, base, device, dtype)
-    return Pi05Policy(model, prompt, statistics, robot, method, settings)
+    files = Pi05Files(folder, deployment, device, base)
+    files.check_all()
+    model = load_model(folder, base, files.device, files.dtype)
+    return Pi05Policy(model, files.prompt, files.statistics, deployment, method, settings)
+
+
+def checks(
+    folder: Path, deployment: Deployment, device: str = 'cpu', base: Pi05Config | None = None
+) -> tuple[CheckpointCheck, ...]:
+    """What `build` asks before it loads."""
+    return Pi05Files(folder, deployment, device, base).checks()

@@ -4,24 +4,33 @@
   with action_dim, action_horizon, paligemma_variant, action_expert_variant. safetensors drops one
   of two tied tensors, so the text embedding is there as ``paligemma.lm_head.weight`` only.
 - lerobot: the same names behind ``model.``; ``config.json`` has type "pi05", chunk_size,
-  max_action_dim, num_inference_steps.
+  max_action_dim, num_inference_steps, and names the images in input_features.
 
 Both may carry the ``vision_model.`` level of older transformers, which version 5 dropped.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from safe_pruner_ros.policies.device import check_memory, needed_bytes
+from safe_pruner_ros.policies.openvla_checkpoint import (
+    check_fit,
+    load_strict,
+    read_json,
+    read_weights,
+)
 from safe_pruner_ros.policies.pi05_config import VARIANTS, Pi05Config
 from safe_pruner_ros.policies.pi05_model import Pi05
 
+T = TypeVar('T')
+
+PUBLISHED = Pi05Config()
 _PALIGEMMA = 'paligemma_with_expert.paligemma.'
 _EXPERT = 'paligemma_with_expert.gemma_expert.'
 _PREFIXES = (
@@ -46,20 +55,15 @@ _LEROBOT_USUAL = {
 
 
 def read_config(folder: Path, base: Pi05Config | None = None) -> Pi05Config:
-    """Sizes from ``config.json``; what it does not say comes from ``base`` (full size)."""
-    path = folder / 'config.json'
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'no config.json in {folder}; a pi0.5 checkpoint is a folder with model.safetensors '
-            "and config.json, from openpi's convert_jax_model_to_pytorch.py or from lerobot"
-        )
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{path} is not readable JSON: {error}') from error
+    """Sizes from ``config.json``; what it does not say comes from ``base`` (the published)."""
+    path, values = folder / 'config.json', read_json(folder, 'config.json')
     kind = values.get('type', 'pi05')
-    if kind != 'pi05':
-        raise ValueError(f'{path} describes a {kind!r} policy, expected "pi05"')
+    if kind != 'pi05' or 'model_type' in values:
+        kind = values.get('model_type', kind)
+        raise ValueError(
+            f'{path} describes a {kind!r} policy, expected "pi05"; give the folder that openpi\'s '
+            'convert_jax_model_to_pytorch.py or lerobot wrote'
+        )
     modes = values.get('normalization_mapping', {})
     other = {name: mode for name, mode in modes.items() if name in ('STATE', 'ACTION')}
     if set(other.values()) - {'QUANTILES'}:
@@ -72,7 +76,7 @@ def read_config(folder: Path, base: Pi05Config | None = None) -> Pi05Config:
             f'{path} was trained with {changed}, which is not implemented; take a checkpoint with '
             f'{ {name: _LEROBOT_USUAL[name] for name in changed} }'
         )
-    base = base or Pi05Config()
+    base = base or PUBLISHED
     size = values.get('image_resolution', [base.vision.image_size] * 2)
     if not isinstance(size, list) or len(size) != 2 or size[0] != size[1]:
         raise ValueError(f'{path}: image_resolution must be two equal numbers, got {size}')
@@ -88,13 +92,33 @@ def read_config(folder: Path, base: Pi05Config | None = None) -> Pi05Config:
     )
 
 
-def _variant(path: Path, values: dict[str, Any], entry: str, default: Any) -> Any:
+def image_names(folder: Path) -> list[str]:
+    """Images of the training, as lerobot's config.json names them; openpi's names none."""
+    inputs = read_json(folder, 'config.json').get('input_features')
+    prefix = 'observation.images.'
+    names = inputs if isinstance(inputs, dict) else {}
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def _variant(path: Path, values: Mapping[str, Any], entry: str, default: T) -> Any | T:
     name = values.get(entry)
     if name is None:
         return default
     if name not in VARIANTS:
         raise ValueError(f'{path}: {entry} {name!r} is unknown; choose from {sorted(VARIANTS)}')
     return VARIANTS[name]
+
+
+def check_files(folder: Path, base: Pi05Config | None = None) -> Pi05:
+    """The network on the meta device, once the headers of the files say that they fit it.
+
+    Raises as `load_model`, except for weights that are not finite.
+    """
+    with torch.device('meta'):
+        model = Pi05(read_config(folder, base))
+    state = _renamed(_read(folder, headers_only=True))
+    check_fit(model, state, folder / 'model.safetensors')
+    return model
 
 
 def load_model(
@@ -107,86 +131,40 @@ def load_model(
 
     The file is mapped, not read; each tensor is moved and converted by itself, so the weights are
     in memory once. Raises FileNotFoundError, or ValueError naming every tensor that is missing,
-    unexpected, of another shape or not finite.
+    unexpected, of another shape or not finite, or what memory is missing.
     """
-    config = read_config(folder, base)
-    path = folder / 'model.safetensors'
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'no model.safetensors in {folder}; openpi publishes JAX parameters: convert them '
-            'with its examples/convert_jax_model_to_pytorch.py'
-        )
-    with torch.device('meta'):
-        model = Pi05(config)
-    own = model.state_dict()
-    target = torch.device(device)
-    _check_memory(path, model, target, dtype)
-    state: dict[str, torch.Tensor] = {}
-    try:
-        with safe_open(path, framework='pt') as file:
-            names = _names_by_own(list(file.keys()))
-            _check_names(path, own, names)
-            _check_shapes(path, own, {n: file.get_slice(s).get_shape() for n, s in names.items()})
-            for name, stored in names.items():
-                state[name] = file.get_tensor(stored).to(target, dtype)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f'{path} is not a readable safetensors file (copied in part?): {error}'
-        ) from error
-    bad = [name for name, value in state.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise ValueError(f'{path} holds NaN or infinite weights in {bad}; copy it anew')
-    model.load_state_dict(state, strict=True, assign=True)
+    model, target = check_files(folder, base), torch.device(device)
+    check_memory(needed_bytes([model], target, dtype), target, dtype, str(folder))
+    state = _renamed(_read(folder))
+    load_strict(model, state, folder / 'model.safetensors', device=target, dtype=dtype)
     model.rebuild_constants(target)
-    return model.eval().requires_grad_(False)
+    return model.eval()
 
 
-def _check_memory(path: Path, model: Pi05, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ValueError before anything is moved when the weights cannot fit on the GPU."""
-    if device.type != 'cuda':
-        return
-    needed = sum(value.numel() for value in model.parameters()) * dtype.itemsize
-    free, _ = torch.cuda.mem_get_info(device)
-    if free < needed:
-        raise ValueError(
-            f'{path} needs {needed / 1e9:.2f} GB on {device} as {dtype}, {free / 1e9:.2f} GB are '
-            "free; end other programs there or use device 'cpu'"
-        )
+def _read(folder: Path, *, headers_only: bool = False) -> dict[str, torch.Tensor]:
+    try:
+        return read_weights(folder, headers_only=headers_only)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'{error}; openpi publishes JAX parameters: convert them with its '
+            'examples/convert_jax_model_to_pytorch.py'
+        ) from None
 
 
-def _names_by_own(stored: list[str]) -> dict[str, str]:
-    """Our parameter name -> name in the file; names of no meaning to us map from themselves."""
-    names: dict[str, str] = {}
-    for full in stored:
+def _renamed(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """By our parameter names; names of no meaning to us stay, for the refusal."""
+    state: dict[str, torch.Tensor] = {}
+    for full, tensor in stored.items():
         name = full.removeprefix('model.')
         if name in _UNUSED:
             continue
         if name == _TIED_EMBEDDING:
-            names.setdefault(_EMBEDDING, full)
+            state.setdefault(_EMBEDDING, tensor)
             continue
         for theirs, ours in _PREFIXES:
             if name.startswith(theirs):
-                name = ours + name.removeprefix(theirs)
+                state[ours + name.removeprefix(theirs)] = tensor
                 break
-        names[name] = full
-    return names
-
-
-def _check_names(path: Path, own: dict[str, Any], names: dict[str, str]) -> None:
-    missing = sorted(set(own) - set(names))
-    unexpected = sorted(names[name] for name in set(names) - set(own))
-    if missing or unexpected:
-        raise ValueError(
-            f'{path} is not a pi0.5 checkpoint of this size: {len(missing)} tensors missing '
-            f'{missing}, {len(unexpected)} unexpected {unexpected}'
-        )
-
-
-def _check_shapes(path: Path, own: dict[str, Any], shapes: dict[str, list[int]]) -> None:
-    wrong = [
-        f'{name} {list(shapes[name])} instead of {list(value.shape)}'
-        for name, value in own.items()
-        if list(value.shape) != list(shapes[name])
-    ]
-    if wrong:
-        raise ValueError(f'{path} does not fit config.json: {"; ".join(wrong)}')
+        else:
+            state[name] = tensor
+    return state

@@ -1,4 +1,4 @@
-"""Sizes of a pi0.5 network. What a robot makes of it is in `pi05_robot.py`.
+"""Sizes of a pi0.5 network. What a robot makes of it is in `deployment.py`.
 
 Source of the sizes: Physical-Intelligence/openpi, `models/gemma.py` (variants) and
 `models/siglip.py` (So400m/14).

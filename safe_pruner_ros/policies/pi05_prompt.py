@@ -27,6 +27,18 @@ PROMPT_FORMS: tuple[PromptForm, ...] = ('text', 'state')
 N_STATE_BINS = 256
 
 
+def prompt_form(name: str) -> PromptForm:
+    """Raises ValueError for what is no form: the wrong one gives wrong actions, never an error."""
+    for form in PROMPT_FORMS:
+        if name == form:
+            return form
+    raise ValueError(
+        f'prompt must be one of {list(PROMPT_FORMS)}, got {name!r}; no file of a checkpoint says '
+        "which: 'text' for openpi's pi05_libero (discrete_state_input=False), 'state' for its "
+        'other pi0.5 configurations and for everything from lerobot'
+    )
+
+
 def discretize(state: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
     """Normalised state [n] -> bins of 2 / 256 from -1 on: 0 to 255, and -1 for what lies below.
 
@@ -40,8 +52,6 @@ class PromptEncoder:
     """``max_tokens`` is the longest prompt the checkpoint was trained with."""
 
     def __init__(self, tokenizer: Tokenizer, form: PromptForm, max_tokens: int = 200) -> None:
-        if form not in PROMPT_FORMS:
-            raise ValueError(f'prompt must be one of {PROMPT_FORMS}, got {form!r}')
         bos = tokenizer.token_to_id('<bos>')
         if bos is None:
             raise ValueError(

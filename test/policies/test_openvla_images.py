@@ -134,7 +134,9 @@ def test_deployment_is_read_from_plain_values() -> None:
         ({'actions': [{'joint': 'a', 'semantics': 'velocity'}]}, "got 'velocity'"),
         ({'proprioception': ['z']}, r"\['z'\], which no action drives"),
         ({'image_chain': {'crop_area': 0}}, 'use 1.0'),
-        ({'execution_horizon': 9}, r'in \[1, 8\], got 9'),
+        ({'execution_horizon': 0}, 'at least 1, got 0'),
+        ({'chunk_size': 0}, 'at least 1, got 0'),
+        ({'period_s': float('inf')}, 'finite'),
     ],
 )
 def test_deployments_that_make_no_sense_are_refused(
@@ -149,6 +151,14 @@ def test_catalog_says_what_a_big_policy_needs(openvla_tiny: SimpleNamespace) -> 
         build_policy('openvla_oft', 'unpruned', {})
     with pytest.raises(ValueError, match='needs a deployment'):
         build_policy('openvla_oft', 'unpruned', {}, str(openvla_tiny.oft))
+    with pytest.raises(ValueError, match='says how many actions'):
+        build_policy('openvla_oft', 'unpruned', {}, str(openvla_tiny.oft), deployment=VALUES)
+    values = {**VALUES, 'chunk_size': 4, 'execution_horizon': 5}
+    with pytest.raises(ValueError, match=r'in \[1, 4\], the actions in a chunk'):
+        build_policy('openvla_oft', 'unpruned', {}, str(openvla_tiny.oft), deployment=values)
+    with pytest.raises(ValueError, match="'embedded' .* takes no deployment"):
+        build_policy('embedded', 'unpruned', {}, deployment=VALUES)
     values = {**VALUES, 'actions': list('abcdefg'), 'statistics_key': openvla_tiny.statistics_key}
+    values['chunk_size'] = 4
     with pytest.raises(ValueError, match='vision_backbone_id'):  # found, read, and not official
         build_policy('openvla_oft', 'unpruned', {}, str(openvla_tiny.oft), deployment=values)

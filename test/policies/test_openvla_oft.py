@@ -273,12 +273,42 @@ def test_a_new_instruction_is_a_keyframe_and_reset_forgets(openvla_tiny: SimpleN
 def test_delta_actions_start_at_the_measured_joints(openvla_tiny: SimpleNamespace) -> None:
     seen = observation()
     plain = policy(openvla_tiny, 'unpruned').predict(seen).chunk.positions
+    for semantics, moved in (('delta', plain.cumsum(axis=0)), ('delta_from_state', plain)):
+        arm = tuple(ActionDimension(name, semantics) for name in JOINTS[:6])
+        layout = ActionLayout((*arm, ActionDimension('grip')))
+        got = policy(openvla_tiny, 'unpruned', actions=layout).predict(seen).chunk.positions
+        np.testing.assert_allclose(got[:, :6], seen.state.positions[:6] + moved[:, :6])
+        np.testing.assert_allclose(got[:, 6], plain[:, 6])
+
+
+def test_proprioception_arrives_in_the_units_of_the_checkpoint(
+    openvla_tiny: SimpleNamespace,
+) -> None:
+    """A checkpoint that counts openness sees openness, and its answer is turned back."""
+    closedness = observation()
+    openness = closedness.state.positions.copy()
+    openness[6] = 1 - openness[6]
+    plain = policy(openvla_tiny, 'unpruned')
+    answer = plain.predict(replace(closedness, state=ArmState(openness, 7))).chunk.positions
     grip = ActionDimension('grip', scale=-1.0, offset=1.0)
-    layout = ActionLayout((*(ActionDimension(name, 'delta') for name in JOINTS[:6]), grip))
-    got = policy(openvla_tiny, 'unpruned', actions=layout).predict(seen).chunk.positions
-    expected = seen.state.positions[:6] + plain[:, :6].cumsum(axis=0)
-    np.testing.assert_allclose(got[:, :6], expected)
-    np.testing.assert_allclose(got[:, 6], 1 - plain[:, 6])
+    layout = ActionLayout((*absolute(JOINTS[:6]).dimensions, grip))
+    turned = policy(openvla_tiny, 'unpruned', actions=layout).predict(closedness).chunk.positions
+    np.testing.assert_allclose(turned[:, :6], answer[:, :6])
+    np.testing.assert_allclose(turned[:, 6], 1 - answer[:, 6])
+    assert np.abs(plain.predict(closedness).chunk.positions - answer).max() > 1e-3
+
+
+def test_grippers_are_clipped_and_may_be_binary() -> None:
+    layout = ActionLayout(
+        (
+            ActionDimension('left', gripper=True),
+            ActionDimension('right', scale=-1.0, offset=1.0, gripper=True, binary=True),
+        )
+    )
+    got = layout.targets(np.array([[1.2, 0.7], [-0.1, 0.2]]), np.zeros(2))
+    np.testing.assert_array_equal(got, [[1, 0], [0, 1]])
+    with pytest.raises(ValueError, match='binary is for grippers'):
+        ActionDimension('elbow', binary=True)
 
 
 # -- what is refused ------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,14 +15,16 @@ from tokenizers.models import BPE
 from torch import nn
 from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb, repeat_kv
 
+from safe_pruner_ros.policies.action_layout import absolute
+from safe_pruner_ros.policies.action_statistics import Range
+from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.pi05 import Pi05Policy
 from safe_pruner_ros.policies.pi05_config import GemmaSize, Pi05Config, VisionSize
 from safe_pruner_ros.policies.pi05_expert import euler_times, time_embedding
 from safe_pruner_ros.policies.pi05_images import resize_with_pad
 from safe_pruner_ros.policies.pi05_model import Pi05
 from safe_pruner_ros.policies.pi05_prompt import PromptEncoder
-from safe_pruner_ros.policies.pi05_robot import JointMapping, Pi05Robot
-from safe_pruner_ros.policies.pi05_statistics import Affine, Statistics
+from safe_pruner_ros.policies.pi05_statistics import Statistics
 from safe_pruner_ros.policies.policy import PolicyOutputError
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
@@ -34,7 +37,7 @@ CONFIG = Pi05Config(
     action_horizon=3,
     n_denoising_steps=3,
 )
-VIEWS = {'base_0_rgb': 'head', 'left_wrist_0_rgb': 'wrist', 'right_wrist_0_rgb': ''}
+VIEWS = ('head', 'wrist')
 JOINTS = ('a', 'b', 'c')
 
 
@@ -64,11 +67,12 @@ def characters() -> Tokenizer:
     return Tokenizer(BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
 
 
-def identity(n: int = len(JOINTS)) -> Affine:
-    return Affine(np.zeros(n), np.ones(n))
+def identity() -> Range:
+    n = len(JOINTS)
+    return Range(-np.ones(n), np.ones(n), np.ones(n, bool))
 
 
-ROBOT = Pi05Robot(VIEWS, tuple(JointMapping(name) for name in JOINTS), 'state', 0.1, 2)
+ROBOT = Deployment(VIEWS, absolute(JOINTS), '', 0.1, 2, prompt='state')
 
 
 def policy(model, method='unpruned', robot=ROBOT, **settings) -> Pi05Policy:
@@ -255,7 +259,7 @@ def test_the_state_enters_through_its_prompt_form_only(model):
     seen = observation()
     moved = Observation(seen.images, ArmState(np.array([0.9, 0.8, 0.7]), 7), 'pick it', 7)
     for form, same in (('text', True), ('state', False)):
-        robot = Pi05Robot(VIEWS, ROBOT.joints, form, 0.1, 2)
+        robot = replace(ROBOT, prompt=form)
         a, b = (policy(model, robot=robot).predict(o).chunk.positions for o in (seen, moved))
         assert np.array_equal(a, b) == same
 
@@ -285,16 +289,6 @@ def test_missing_view_and_wrong_joint_count_are_named(model):
         tested.predict(Observation(partial, seen.state, 'pick it', 7))
     with pytest.raises(ValueError, match='reads 3 joints'):
         tested.predict(Observation(seen.images, ArmState(np.zeros(2), 7), 'pick it', 7))
-
-
-def test_a_robot_that_does_not_fit_is_refused(model):
-    many = tuple(JointMapping(f'j{i}') for i in range(9))
-    with pytest.raises(ValueError, match='9 joints'):
-        policy(model, robot=Pi05Robot(VIEWS, many, 'text', 0.1, 2))
-    with pytest.raises(ValueError, match='execution_horizon of 4'):
-        policy(model, robot=Pi05Robot(VIEWS, ROBOT.joints, 'text', 0.1, 4))
-    with pytest.raises(ValueError, match='state statistics of the checkpoint have 3 values'):
-        policy(model, robot=Pi05Robot(VIEWS, ROBOT.joints[:2], 'text', 0.1, 2))
 
 
 def test_images_are_padded_not_stretched():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,16 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
+from safe_pruner_ros.policies.action_layout import ActionDimension, ActionLayout, absolute
+from safe_pruner_ros.policies.action_statistics import Range
 from safe_pruner_ros.policies.catalog import build_policy
-from safe_pruner_ros.policies.pi05 import load_policy
+from safe_pruner_ros.policies.deployment import Deployment
+from safe_pruner_ros.policies.pi05 import build
 from safe_pruner_ros.policies.pi05_checkpoint import load_model, read_config
 from safe_pruner_ros.policies.pi05_config import GemmaSize, Pi05Config, VisionSize
 from safe_pruner_ros.policies.pi05_model import Pi05
-from safe_pruner_ros.policies.pi05_prompt import PromptEncoder, discretize
-from safe_pruner_ros.policies.pi05_robot import JointMapping, Pi05Robot, load_robot
-from safe_pruner_ros.policies.pi05_statistics import load_statistics, quantile_affine
+from safe_pruner_ros.policies.pi05_prompt import PromptEncoder, discretize, prompt_form
+from safe_pruner_ros.policies.pi05_statistics import load_statistics
 from safe_pruner_ros.policies.policy import InstructionError
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
@@ -31,13 +34,16 @@ BASE = Pi05Config(
     action_horizon=3,
     n_denoising_steps=2,
 )
-ROBOT = {
-    'views': {'base_0_rgb': 'head', 'left_wrist_0_rgb': ''},
-    'joints': [{'name': 'a', 'mode': 'delta'}, {'name': 'grip', 'gripper': True}],
-    'prompt': 'state',
-    'period_s': 0.05,
-    'execution_horizon': 2,
-}
+ROBOT = Deployment(
+    ('head',),
+    ActionLayout(
+        (ActionDimension('a', 'delta_from_state'), ActionDimension('grip', gripper=True)),
+    ),
+    '',
+    0.05,
+    2,
+    prompt='state',
+)
 SHARED = 'paligemma_with_expert.'
 
 
@@ -86,7 +92,6 @@ def write(folder: Path, model: Pi05, layout: str = 'openpi') -> Path:
         }
         save_file(tensors, folder / 'policy_preprocessor_step_2_normalizer_processor.safetensors')
     (folder / 'config.json').write_text(json.dumps(config))
-    (folder / 'safe_pruner_ros.json').write_text(json.dumps(ROBOT))
     characters().save(str(folder / 'tokenizer.json'))
     return folder
 
@@ -108,7 +113,7 @@ def test_both_layouts_load_and_act(tmp_path, model, layout):
     assert all(torch.equal(own[name], value) for name, value in loaded.state_dict().items())
     assert not [n for n, b in loaded.named_buffers() if b.device.type == 'meta']
 
-    tested = load_policy(folder, 'fastv', {'pruning_layer': 2}, base=BASE)
+    tested = build(folder, ROBOT, 'fastv', {'pruning_layer': 2}, base=BASE)
     assert tested.spec.joint_names == ('a', 'grip') and tested.spec.chunk_size == 3
     image = CameraImage(np.full((40, 30, 3), 90, np.uint8), 'head', 5)
     state = ArmState(np.array([0.3, 0.5]), 5)
@@ -122,9 +127,10 @@ def test_bfloat16_acts_alike_and_keeps_its_frequencies_exact(tmp_path, model):
     image = CameraImage(np.full((28, 28, 3), 90, np.uint8), 'head', 5)
     seen = Observation({'head': image}, ArmState(np.array([0.3, 0.5]), 5), 'open it', 5)
     chunks = []
-    for dtype in (torch.float32, torch.bfloat16):
-        tested = load_policy(folder, 'safe_pruner', {'pruning_layer': 2}, base=BASE, dtype=dtype)
-        assert tested.model.projector.weight.dtype == dtype
+    for dtype in ('float32', 'bfloat16'):
+        robot = replace(ROBOT, dtype=dtype)
+        tested = build(folder, robot, 'safe_pruner', {'pruning_layer': 2}, base=BASE)
+        assert tested.model.projector.weight.dtype == getattr(torch, dtype)
         assert tested.model.language_model.rotary_emb.inv_freq.dtype == torch.float32
         chunks.append(tested.predict(seen).chunk.positions)
         tested.predict(seen)
@@ -146,7 +152,7 @@ def test_full_size_has_the_parameters_of_pi05():
 
 def test_too_little_gpu_memory_is_told_before_loading(tmp_path, model, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (1000, 2000))
-    with pytest.raises(ValueError, match='needs 0.00 GB on cuda as torch.bfloat16'):
+    with pytest.raises(ValueError, match=r'needs 0\.50 GB on cuda as bfloat16, 0\.00 GB'):
         load_model(write(tmp_path, model), BASE, 'cuda', torch.bfloat16)
 
 
@@ -186,10 +192,10 @@ def test_foreign_weights_are_refused_by_name(tmp_path, model):
     save_file(pi0, path)
     with pytest.raises(ValueError, match=r"missing \['time_mlp_in.bias', 'time_mlp_in.weight'\]"):
         load_model(tmp_path, BASE)
-    with pytest.raises(ValueError, match=r"2 unexpected \['action_time_mlp_in.bias'"):
+    with pytest.raises(ValueError, match=r"unexpected \['action_time_mlp_in.bias'"):
         load_model(tmp_path, BASE)
     save_file({**state, 'action_in_proj.bias': torch.zeros(5)}, path)
-    with pytest.raises(ValueError, match=r'action_in_proj.bias \[5\] instead of \[8\]'):
+    with pytest.raises(ValueError, match=r'action_in_proj.bias is \[5\], expected \[8\]'):
         load_model(tmp_path, BASE)
     poisoned = torch.full_like(state['action_in_proj.bias'], float('nan'))
     save_file({**state, 'action_in_proj.bias': poisoned}, path)
@@ -234,47 +240,75 @@ def test_config_errors_name_the_entry(tmp_path):
 
 
 def test_what_is_not_there_is_named(tmp_path, model):
-    with pytest.raises(FileNotFoundError, match='no pi0.5 checkpoint folder'):
-        build_policy('pi05', 'unpruned', {})
+    values = {'views': ['head'], 'actions': ['a'], 'period_s': 0.1}
+    with pytest.raises(ValueError, match='ships no weights; give the folder'):
+        build_policy('pi05', 'unpruned', {}, deployment=values)
+    with pytest.raises(FileNotFoundError, match='does not exist; give the folder of a pi05'):
+        build_policy('pi05', 'unpruned', {}, '/no/such/folder', deployment=values)
     folder = write(tmp_path, model)
     (folder / 'model.safetensors').unlink()
     with pytest.raises(FileNotFoundError, match='convert_jax_model_to_pytorch'):
-        load_policy(folder, 'unpruned', base=BASE)
+        build(folder, ROBOT, 'unpruned', {}, base=BASE)
     (folder / 'tokenizer.json').rename(folder / 'tokenizer.model')
     with pytest.raises(FileNotFoundError, match='only the tokenizer.json format'):
-        load_policy(folder, 'unpruned', base=BASE)
-    (folder / 'safe_pruner_ros.json').unlink()
-    with pytest.raises(FileNotFoundError, match='does not name cameras and joints'):
-        load_policy(folder, 'unpruned', base=BASE)
+        build(folder, ROBOT, 'unpruned', {}, base=BASE)
+
+
+def test_a_robot_that_does_not_fit_is_refused_before_loading(tmp_path, model, monkeypatch):
+    folder = write(tmp_path, model)
+    monkeypatch.setattr(
+        'safe_pruner_ros.policies.pi05.load_model', lambda *_: pytest.fail('loaded')
+    )
+    for change, complaint in (
+        ({'actions': absolute([f'j{i}' for i in range(40)])}, 'at most 32 dim.*drives 40 joints'),
+        ({'actions': absolute('abc')}, 'statistics of the checkpoint have 2 values, .* 3 joints'),
+        ({'execution_horizon': 4}, r'in \[1, 3\], the actions in a chunk.* got 4'),
+        ({'views': tuple('abcd')}, r'pi05 reads 1 to 3 images, .* views \['),
+        ({'statistics_key': 'bridge'}, r"'bridge'; choose from \['lab/robot'\]"),
+        ({'prompt': ''}, "'text' for openpi's pi05_libero"),
+        ({'chunk_size': 3}, "policy 'pi05' reads no chunk_size, got 3"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            build(folder, replace(ROBOT, **change), 'unpruned', {}, base=BASE)
+
+
+def test_lerobot_says_how_many_images_it_was_trained_with(tmp_path, model):
+    folder = write(tmp_path, model, 'lerobot')
+    config = json.loads((folder / 'config.json').read_text())
+    features = {f'observation.images.{n}': {} for n in ('front', 'wrist')}
+    config['input_features'] = {**features, 'observation.state': {}}
+    (folder / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ValueError, match='pi05 reads 1 to 2 images'):
+        build(folder, replace(ROBOT, views=tuple('abc')), 'unpruned', {}, base=BASE)
 
 
 # -- statistics -----------------------------------------------------------------------------------
 
 
 def test_quantiles_map_to_minus_one_and_one():
-    affine = quantile_affine(np.array([2.0, 5.0]), np.array([6.0, 5.0]), 0.0)
-    np.testing.assert_allclose(affine.normalize(np.array([2.0, 5.0])), [-1, -1])
-    np.testing.assert_allclose(affine.normalize(np.array([6.0, 5.0]))[0], 1)
-    np.testing.assert_allclose(affine.denormalize(np.array([0.5, 0.5])), [5, 5])
+    both = Range(np.array([2.0, 5.0]), np.array([6.0, 5.0]), np.ones(2, bool))
+    np.testing.assert_allclose(both.normalise([2.0, 5.0]), [-1, -1])
+    np.testing.assert_allclose(both.normalise([8.0, 5.0], clip=False), [2, -1])
+    np.testing.assert_allclose(both.unnormalise([0.5, 0.5]), [5, 5])
 
 
 def test_missing_statistics_list_the_available_ones(tmp_path, model):
     folder = write(tmp_path, model)
-    with pytest.raises(ValueError, match=r"one of \['lab/robot'\]"):
+    with pytest.raises(ValueError, match=r"'libero'; choose from \['lab/robot'\]"):
         load_statistics(folder, 'libero')
     path = folder / 'assets' / 'lab' / 'robot' / 'norm_stats.json'
     other = folder / 'assets' / 'libero'
     other.mkdir()
     (other / 'norm_stats.json').write_text(path.read_text())
-    with pytest.raises(ValueError, match=r"one of \['lab/robot', 'libero'\]"):
+    with pytest.raises(ValueError, match=r"several .* from \['lab/robot', 'libero'\]"):
         load_statistics(folder)
-    assert len(load_statistics(folder, 'libero').state.offset) == 2
+    assert len(load_statistics(folder, 'libero').state) == 2
     path.write_text(json.dumps({'norm_stats': {'state': {'q01': [0], 'q99': [1]}}}))
-    with pytest.raises(ValueError, match=r"'actions'; it has \['state'\]"):
+    with pytest.raises(ValueError, match=r"'actions', only \['state'\]"):
         load_statistics(folder, 'lab/robot')
     bare = {'mean': [0], 'std': [1]}
     path.write_text(json.dumps({'norm_stats': {'state': bare, 'actions': bare}}))
-    with pytest.raises(ValueError, match=r"it has \['mean', 'std'\]"):
+    with pytest.raises(ValueError, match=r"miss \['q01', 'q99'\], they have \['mean', 'std'\]"):
         load_statistics(folder, 'lab/robot')
     with pytest.raises(FileNotFoundError, match='no normalisation statistics'):
         load_statistics(folder / 'assets')
@@ -302,32 +336,19 @@ def test_prompt_forms():
 
 
 def test_delta_scale_and_gripper():
-    joints = (
-        JointMapping('a', 'delta', scale=-2.0, offset=1.0),
-        JointMapping('grip', scale=-1.0, offset=1.0, gripper=True),
+    joints = ActionLayout(
+        (
+            ActionDimension('a', 'delta_from_state', scale=-2.0, offset=1.0),
+            ActionDimension('grip', scale=-1.0, offset=1.0, gripper=True),
+        )
     )
-    robot = Pi05Robot({'base_0_rgb': 'head'}, joints, 'text', 0.1, 1)
     measured = np.array([0.4, 0.25])
-    np.testing.assert_allclose(robot.to_checkpoint(measured), [0.3, 0.75])
-    still = np.array([[0.0, 0.75], [0.1, -3.0]])
-    np.testing.assert_allclose(robot.to_targets(still, measured), [[0.4, 0.25], [0.2, 1.0]])
+    np.testing.assert_allclose(joints.to_checkpoint(measured), [0.3, 0.75])
+    still = np.array([[0.0, 0.75], [0.1, -3.0], [0.1, 1.5]])
+    np.testing.assert_allclose(joints.targets(still, measured), [[0.4, 0.25], [0.2, 1], [0.2, 0]])
 
 
-def test_robot_file_errors_name_the_entry(tmp_path):
-    path = tmp_path / 'safe_pruner_ros.json'
-    for change, complaint in (
-        ({'colour': 1}, r"unknown entries \['colour'\]"),
-        ({'prompt': 'openpi'}, 'prompt must be one of'),
-        ({'views': {'ego': 'head'}}, r"views \['ego'\] are no camera slots"),
-        ({'views': {'base_0_rgb': ''}}, 'at least one camera'),
-        ({'joints': [{'name': 'a', 'mode': 'relative'}]}, "'absolute' or 'delta'"),
-        ({'joints': [{'name': 'a'}, {'name': 'a'}]}, 'unique names'),
-        ({'joints': [{'name': 'a', 'scale': 0}]}, 'scale not 0'),
-        ({'period_s': float('nan')}, 'period_s'),
-    ):
-        path.write_text(json.dumps({**ROBOT, **change}))
-        with pytest.raises(ValueError, match=complaint):
-            load_robot(tmp_path)
-    path.write_text(json.dumps({'views': {}}))
-    with pytest.raises(ValueError, match=r"missing \['execution_horizon', 'joints'"):
-        load_robot(tmp_path)
+def test_a_prompt_form_must_be_said():
+    for name in ('', 'openpi'):
+        with pytest.raises(ValueError, match=f'got {name!r}; no file of a checkpoint says'):
+            prompt_form(name)

@@ -1,0 +1,83 @@
+"""Where the weights of a big policy go, in which precision, and whether they fit there."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+# Beside the weights: hidden states, keys and values of one policy step, and cuBLAS' workspaces.
+WORKING_BYTES = 500_000_000
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto' takes a GPU where there is one. Raises ValueError for a GPU that is not there."""
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"no device is called {name!r}; use 'auto', 'cpu' or 'cuda:0'") from None
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f'device {name!r} asks for a GPU and torch finds {torch.cuda.device_count()}; use '
+            "'auto'"
+        )
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """'auto' is bfloat16 on a GPU and float32 on a CPU. Raises ValueError for unknown names."""
+    if name == 'auto':
+        return torch.bfloat16 if device.type == 'cuda' else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be 'auto' or one of {list(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def needed_bytes(modules: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) -> int:
+    """Of weights in ``dtype`` (``modules`` may be on the meta device), and what a step needs."""
+    n_weights = sum(weight.numel() for module in modules for weight in module.parameters())
+    return n_weights * dtype.itemsize + (WORKING_BYTES if device.type == 'cuda' else 0)
+
+
+def free_bytes(device: torch.device) -> float:
+    """What can be allocated on a GPU now; infinite on other devices, which can swap."""
+    if device.type != 'cuda':
+        return math.inf
+    gc.collect()  # a policy that was just let go may hang in a cycle
+    torch.cuda.empty_cache()  # what torch keeps for itself is not counted as free
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def check_memory(needed: int, device: torch.device, dtype: torch.dtype, what: str) -> str:
+    """Call before anything is moved. What is needed and there, in words.
+
+    Raises ValueError with both numbers when ``needed`` bytes do not fit.
+    """
+    free = free_bytes(device)
+    text = f'{what} needs {needed / 1e9:.2f} GB on {device} as {str(dtype).removeprefix("torch.")}'
+    if needed > free:
+        raise ValueError(
+            f'{text}, {free / 1e9:.2f} GB are free; end other programs there, take dtype bfloat16 '
+            "or a larger GPU, or device 'cpu'"
+        )
+    return text if math.isinf(free) else f'{text}, {free / 1e9:.2f} GB are free'
+
+
+@contextmanager
+def memory_errors_told(what: str) -> Iterator[None]:
+    """A GPU that runs full all the same is a wrong setting, not a crash."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f'the GPU ran out of memory while loading {what}; end other programs there, or take a '
+            f'larger one ({error})'
+        ) from error
