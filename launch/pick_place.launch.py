@@ -38,6 +38,7 @@ OVERRIDES = {
     'method': ('pruner.method', str),
     'retention_ratio': ('pruner.retention_ratio', float),
     'checkpoint': ('policy.checkpoint', str),
+    'device': ('policy.device', str),
     'dry_run': ('robot.dry_run', 'boolean'),
 }
 
@@ -216,7 +217,10 @@ def generate_launch_description() -> LaunchDescription:
                 'name in config/robots or path of a YAML file; empty: sim, or astribot_s1',
             ),
             argument('policy', 'embedded', 'name in config/policies or path of a YAML file'),
-            argument('checkpoint', '', 'weights of the policy; empty: those of the policy file'),
+            argument(
+                'checkpoint', '', 'weights: a file, or the folder of a big policy; empty: YAML'
+            ),
+            argument('device', '', 'torch device: cpu, cuda, cuda:0 or auto; empty: YAML'),
             argument(
                 'method', '', 'pruning method: unpruned, random, fastv, safe_pruner; empty: YAML'
             ),

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck
+from safe_pruner_ros.policies.checkpoint_check import CheckpointFiles
 from safe_pruner_ros.policies.policy import Policy
 
 POLICIES = ('embedded', 'openvla', 'openvla_oft', 'pi05')
@@ -46,14 +46,14 @@ def build_policy(
     return policy
 
 
-def checkpoint_checks(
+def open_checkpoint(
     name: str, checkpoint: str, device: str, deployment: Mapping[str, Any] | None
-) -> tuple[CheckpointCheck, ...]:
-    """What `build_policy` asks of the files of a big policy before it loads them; 'embedded' has
-    no such questions. Raises ValueError or FileNotFoundError when not even that can be said."""
+) -> CheckpointFiles:
+    """The files of a big policy, not read yet. Raises ValueError or FileNotFoundError when not
+    even that can be done; 'embedded' has no such files."""
     module, folder, settings = _big(name, checkpoint, deployment)
-    checks: tuple[CheckpointCheck, ...] = module.checks(folder, settings, device)
-    return checks
+    files: CheckpointFiles = module.open_files(folder, settings, device)
+    return files
 
 
 def _big(
@@ -65,9 +65,8 @@ def _big(
     if not checkpoint:
         raise ValueError(f'policy {name!r} ships no weights; give the folder of a checkpoint')
     folder = Path(checkpoint).expanduser()
-    if not folder.is_dir():
-        kind = 'is a file' if folder.exists() else 'does not exist'
-        raise FileNotFoundError(f'{folder} {kind}; give the folder of a {name} checkpoint')
+    if not folder.exists():
+        raise FileNotFoundError(f'{folder} does not exist; give the folder of a {name} checkpoint')
     if not deployment:
         raise ValueError(
             f'policy {name!r} needs a deployment: views, actions, statistics_key and period_s'

@@ -26,7 +26,7 @@ from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest
 from safe_pruner_ros.core.saliency import attention_saliency
 from safe_pruner_ros.core.tokens import Span, TokenLayout, ViewGrid
 from safe_pruner_ros.policies.action_statistics import Range
-from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck
+from safe_pruner_ros.policies.checkpoint_check import check_all
 from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.openvla_files import OpenVLAFiles
 from safe_pruner_ros.policies.openvla_images import ImageProcessor
@@ -179,6 +179,7 @@ class OpenVLAPolicy(OpenVLAFamilyPolicy):
         ids: Int64[torch.Tensor, '1 T'],
         measured: FloatArray,
         pruner: Pruner,
+        step: int,
     ) -> Act:
         text = self._network.embed_ids(ids)
         embeddings = torch.cat([text[:, :1], visual, text[:, 1:]], dim=1)
@@ -189,10 +190,20 @@ class OpenVLAPolicy(OpenVLAFamilyPolicy):
             pruner,
             len(self._range),
             instruction_key=tuple(ids[0].tolist()),
-            step=self._step,
+            step=step,
         )
         size = self._network.size
         return Act(out, ids_to_actions(action_ids, size.vocabulary, size.n_bins)[None])
+
+
+def open_files(
+    folder: Path,
+    deployment: Deployment,
+    device: str = 'cpu',
+    vision_sizes: Mapping[str, VisionSize] = VISION_SIZES,
+) -> OpenVLAFiles:
+    """Raises ValueError for a device that is not there; reads nothing yet."""
+    return OpenVLAFiles(folder, deployment, device, vision_sizes)
 
 
 def build(
@@ -207,8 +218,8 @@ def build(
 
     Raises FileNotFoundError or ValueError saying what is missing, unexpected or does not fit.
     """
-    files = OpenVLAFiles(folder, deployment, device, vision_sizes)
-    files.check_all()
+    files = open_files(folder, deployment, device, vision_sizes)
+    check_all(files)
     network = load_network(
         folder, files.size, with_lm_head=True, device=files.device, dtype=files.dtype
     )
@@ -221,13 +232,3 @@ def build(
         method,
         settings,
     )
-
-
-def checks(
-    folder: Path,
-    deployment: Deployment,
-    device: str = 'cpu',
-    vision_sizes: Mapping[str, VisionSize] = VISION_SIZES,
-) -> tuple[CheckpointCheck, ...]:
-    """What `build` asks before it loads."""
-    return OpenVLAFiles(folder, deployment, device, vision_sizes).checks()

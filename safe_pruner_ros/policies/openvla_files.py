@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from safe_pruner_ros.policies.action_statistics import Range, choose_statistics, read_range
-from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck
+from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck, FloatArray
 from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.device import (
     check_memory,
@@ -131,10 +131,8 @@ class OpenVLAFiles:
             CheckpointCheck('memory', self.check_memory),
         )
 
-    def check_all(self) -> None:
-        """Raises what the first check that fails raises."""
-        for check in self.checks():
-            check.run()
+    def action_span(self) -> tuple[FloatArray, FloatArray]:
+        return self.action_range.low, self.action_range.high
 
     def _describe_size(self) -> str:
         decoder = self.size.decoder

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int64
 from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.core.tokens import Span, TokenLayout, ViewGrid
 from safe_pruner_ros.policies.action_statistics import Range
-from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck
+from safe_pruner_ros.policies.checkpoint_check import check_all
 from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.openvla_checkpoint import load_strict, read_json
 from safe_pruner_ros.policies.openvla_images import ImageProcessor
@@ -157,6 +157,7 @@ class OpenVLAOFTPolicy(OpenVLAFamilyPolicy):
         ids: Int64[torch.Tensor, '1 T'],
         measured: FloatArray,
         pruner: Pruner,
+        step: int,
     ) -> Act:
         n_action_tokens = self.spec.chunk_size * self._model.head.n_actions
         layout = oft_layout(
@@ -177,7 +178,7 @@ class OpenVLAOFTPolicy(OpenVLAFamilyPolicy):
             layout,
             pruner,
             instruction_key=tuple(ids[0].tolist()),
-            step=self._step,
+            step=step,
             observe=False,
         )
         return Act(out, actions)
@@ -205,6 +206,16 @@ def load_oft_model(
     return OFTModel(network, head.eval(), proprio)
 
 
+def open_files(
+    folder: Path,
+    deployment: Deployment,
+    device: str = 'cpu',
+    vision_sizes: Mapping[str, VisionSize] = VISION_SIZES,
+) -> OFTFiles:
+    """Raises ValueError for a device that is not there; reads nothing yet."""
+    return OFTFiles(folder, deployment, device, vision_sizes)
+
+
 def build(
     folder: Path,
     deployment: Deployment,
@@ -217,8 +228,8 @@ def build(
 
     Raises FileNotFoundError or ValueError saying what is missing, unexpected or does not fit.
     """
-    files = OFTFiles(folder, deployment, device, vision_sizes)
-    files.check_all()
+    files = open_files(folder, deployment, device, vision_sizes)
+    check_all(files)
     return OpenVLAOFTPolicy(
         load_oft_model(folder, files.device, files.dtype, vision_sizes),
         files.processor,
@@ -229,13 +240,3 @@ def build(
         method,
         settings,
     )
-
-
-def checks(
-    folder: Path,
-    deployment: Deployment,
-    device: str = 'cpu',
-    vision_sizes: Mapping[str, VisionSize] = VISION_SIZES,
-) -> tuple[CheckpointCheck, ...]:
-    """What `build` asks before it loads."""
-    return OFTFiles(folder, deployment, device, vision_sizes).checks()

@@ -90,9 +90,25 @@ class OpenVLAFamilyPolicy:
         self._pruner.reset()
         self._step = 0
 
-    @torch.inference_mode()
     def predict(self, observation: Observation) -> PolicyOutput:
-        pruner, device = self._pruner, self._network.device
+        pruner = self._pruner  # `update_pruner` may replace it meanwhile
+        out, chunk, latency_ms = self._run(observation, pruner, self._step)
+        # Only a step whose action is good may shape the next ones.
+        pruner.observe(out.context, out.plan, out.attention)
+        self._step += 1
+        return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
+
+    def predict_unpruned(self, observation: Observation) -> PolicyOutput:
+        pruner = build_pruner('unpruned', len(self._network.decoder.layers))
+        out, chunk, latency_ms = self._run(observation, pruner, max(0, self._step - 1))
+        return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
+
+    @torch.inference_mode()
+    def _run(
+        self, observation: Observation, pruner: Pruner, step: int
+    ) -> tuple[DecoderOutput, ActionChunk, dict[str, float]]:
+        """Actions and latency by stage; nothing of the policy changes."""
+        device = self._network.device
         began = perf_counter_ns()
         prompt = self._encode_prompt(observation.instruction)
         ids = torch.tensor([prompt], device=device)
@@ -101,13 +117,9 @@ class OpenVLAFamilyPolicy:
         prepared = perf_counter_ns()
         visual = self._network.encode_images(pixels)
         encoded = perf_counter_ns()
-        act = self._act(visual, ids, measured, pruner)
+        act = self._act(visual, ids, measured, pruner, step)
         chunk = self._chunk(act.actions, measured, observation.stamp_ns)
         finished = perf_counter_ns()
-
-        # Only a step whose action is good may shape the next ones.
-        pruner.observe(act.out.context, act.out.plan, act.out.attention)
-        self._step += 1
         latency = {
             'preprocess': (prepared - began) / 1e6,
             'vision': (encoded - prepared) / 1e6,
@@ -115,7 +127,7 @@ class OpenVLAFamilyPolicy:
             'head': (finished - encoded) / 1e6 - sum(act.out.latency_ms.values()),
             'total': (finished - began) / 1e6,
         }
-        return PolicyOutput(chunk, pruning_trace(act.out, pruner), latency)
+        return act.out, chunk, latency
 
     def _act(
         self,
@@ -123,6 +135,7 @@ class OpenVLAFamilyPolicy:
         ids: Int64[torch.Tensor, '1 T'],
         measured: FloatArray,
         pruner: Pruner,
+        step: int,
     ) -> Act:
         raise NotImplementedError
 

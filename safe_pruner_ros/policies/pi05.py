@@ -27,7 +27,7 @@ from safe_pruner_ros.core.catalog import accepted_settings, build_pruner
 from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest
 from safe_pruner_ros.core.saliency import attention_saliency
 from safe_pruner_ros.core.tokens import TokenLayout
-from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck
+from safe_pruner_ros.policies.checkpoint_check import check_all
 from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.patches import image_patches
 from safe_pruner_ros.policies.pi05_checkpoint import load_model
@@ -38,7 +38,7 @@ from safe_pruner_ros.policies.pi05_model import Pi05, cached_keys_values
 from safe_pruner_ros.policies.pi05_prompt import PromptEncoder
 from safe_pruner_ros.policies.pi05_statistics import Statistics
 from safe_pruner_ros.policies.policy import PolicyOutput, PolicyOutputError, PolicySpec, ViewSpec
-from safe_pruner_ros.policies.pruned_decoder import run_pruned
+from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, run_pruned
 from safe_pruner_ros.policies.trace import pruning_trace
 from safe_pruner_ros.types import ActionChunk, Observation
 
@@ -106,9 +106,25 @@ class Pi05Policy:
         self._pruner.reset()
         self._step = 0
 
-    @torch.inference_mode()
     def predict(self, observation: Observation) -> PolicyOutput:
-        model, pruner = self._model, self._pruner  # `update_pruner` may replace it meanwhile
+        pruner = self._pruner  # `update_pruner` may replace it meanwhile
+        out, chunk, latency_ms = self._run(observation, pruner, self._step)
+        # Only a step whose action is good may shape the next ones.
+        pruner.observe(out.context, out.plan, out.attention)
+        self._step += 1
+        return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
+
+    def predict_unpruned(self, observation: Observation) -> PolicyOutput:
+        pruner = build_pruner('unpruned', len(self._layers))
+        out, chunk, latency_ms = self._run(observation, pruner, max(0, self._step - 1))
+        return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
+
+    @torch.inference_mode()
+    def _run(
+        self, observation: Observation, pruner: Pruner, step: int
+    ) -> tuple[DecoderOutput, ActionChunk, dict[str, float]]:
+        """Actions and latency by stage; nothing of the policy changes."""
+        model = self._model
         began = perf_counter_ns()
         positions = self._positions(observation)
         tokens = self._prompt.encode(observation.instruction, self._prompt_state(positions))
@@ -132,7 +148,7 @@ class Pi05Policy:
             layout,
             pruner,
             instruction_key=observation.instruction,  # the prompt changes with the state too
-            step=self._step,
+            step=step,
             features=visual.float(),
             patches=self._patches(pixels),
             past_key_values=cache,
@@ -143,7 +159,7 @@ class Pi05Policy:
         if out.plan.retained is None and pruner.deep_requests:
             watcher = ActionSaliency(model, layout, pruner)
         actions = model.denoise(
-            self._noise_of(self._step),
+            self._noise_of(step),
             cached_keys_values(cache),
             layout.length,
             self._modulations,
@@ -152,13 +168,9 @@ class Pi05Policy:
         chunk = self._chunk(actions[0], positions, observation.stamp_ns)
         finished = perf_counter_ns()
 
-        attention = out.attention
         if watcher is not None:
-            late = watcher.saliency()
-            attention = replace(attention, saliency={**attention.saliency, **late})
-        # Only a step whose action is good may shape the next ones.
-        pruner.observe(out.context, out.plan, attention)
-        self._step += 1
+            saliency = {**out.attention.saliency, **watcher.saliency()}
+            out = replace(out, attention=replace(out.attention, saliency=saliency))
         latency = {
             'preprocess': (prepared - began) / 1e6,
             'vision': (encoded - prepared) / 1e6,
@@ -166,7 +178,7 @@ class Pi05Policy:
             'head': (finished - decoded) / 1e6,
             'total': (finished - began) / 1e6,
         }
-        return PolicyOutput(chunk, pruning_trace(out, pruner), latency)
+        return out, chunk, latency
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """RGB 0 to 255 behind each visual token, from what the tower reads."""
@@ -254,6 +266,16 @@ class ActionSaliency:
         }
 
 
+def open_files(
+    folder: Path,
+    deployment: Deployment,
+    device: str = 'cpu',
+    base: Pi05Config | None = None,
+) -> Pi05Files:
+    """Raises ValueError for a device that is not there; reads nothing yet."""
+    return Pi05Files(folder, deployment, device, base)
+
+
 def build(
     folder: Path,
     deployment: Deployment,
@@ -267,14 +289,7 @@ def build(
 
     Raises FileNotFoundError or ValueError saying what is missing, unexpected or does not fit.
     """
-    files = Pi05Files(folder, deployment, device, base)
-    files.check_all()
+    files = open_files(folder, deployment, device, base)
+    check_all(files)
     model = load_model(folder, base, files.device, files.dtype)
     return Pi05Policy(model, files.prompt, files.statistics, deployment, method, settings)
-
-
-def checks(
-    folder: Path, deployment: Deployment, device: str = 'cpu', base: Pi05Config | None = None
-) -> tuple[CheckpointCheck, ...]:
-    """What `build` asks before it loads."""
-    return Pi05Files(folder, deployment, device, base).checks()

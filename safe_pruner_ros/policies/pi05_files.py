@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck
+from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck, FloatArray
 from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.device import (
     check_memory,
@@ -87,10 +87,8 @@ class Pi05Files:
             CheckpointCheck('memory', self.check_memory),
         )
 
-    def check_all(self) -> None:
-        """Raises what the first check that fails raises."""
-        for check in self.checks():
-            check.run()
+    def action_span(self) -> tuple[FloatArray, FloatArray]:
+        return self.statistics.action.low, self.statistics.action.high
 
     def _describe_config(self) -> str:
         config = self.config

@@ -29,7 +29,14 @@ def main(arguments: argparse.Namespace, config: Config, cells: tuple[Cell, ...])
     policy = config.policy
 
     def build(method: str, settings: Mapping[str, object]) -> Policy:
-        return build_policy(policy.name, method, settings, policy.checkpoint, policy.device)
+        return build_policy(
+            policy.name,
+            method,
+            settings,
+            policy.checkpoint,
+            policy.device,
+            policy.deployment.values(),
+        )
 
     limits = Limits(**{item.name: getattr(arguments, item.name) for item in fields(Limits)})
     mapping = parse_map(arguments.map)

@@ -22,15 +22,26 @@ PolicyFactory = Callable[[Config], Policy]
 
 
 def build_configured_policy(config: Config) -> Policy:
-    """The policy that ``config`` names, under its pruner. Its backend is imported here."""
+    """The policy that ``config`` names, under its pruner. Its backend is imported here.
+
+    Raises ConfigError with the next move for whatever does not fit: method, checkpoint, device.
+    """
     from safe_pruner_ros.core.catalog import accepted_settings
     from safe_pruner_ros.policies.catalog import build_policy
 
-    method = config.pruner.method
-    settings = config.pruner.settings(accepted_settings(method))
-    return build_policy(
-        config.policy.name, method, settings, config.policy.checkpoint, config.policy.device
-    )
+    policy, method = config.policy, config.pruner.method
+    try:
+        settings = config.pruner.settings(accepted_settings(method))
+        return build_policy(
+            policy.name,
+            method,
+            settings,
+            policy.checkpoint,
+            policy.device,
+            policy.deployment.values(),
+        )
+    except (ValueError, FileNotFoundError) as error:  # the package's word for wrong requests
+        raise ConfigError(str(error)) from error
 
 
 def build_kinematics(config: Config) -> ForwardKinematics | None:

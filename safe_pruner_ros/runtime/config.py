@@ -11,6 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from safe_pruner_ros.policies.policy import PolicySpec
+from safe_pruner_ros.runtime.config_deployment import (
+    ActionDimensionConfig,
+    DeploymentConfig,
+    ImageChainConfig,
+)
 from safe_pruner_ros.runtime.config_robot import (
     CameraConfig,
     JointConfig,
@@ -32,12 +37,15 @@ from safe_pruner_ros.runtime.config_schema import ConfigError, check_bounds, set
 
 __all__ = [
     'ActionConfig',
+    'ActionDimensionConfig',
     'AuditConfig',
     'BufferConfig',
     'CameraConfig',
     'Config',
     'ConfigError',
+    'DeploymentConfig',
     'GuardConfig',
+    'ImageChainConfig',
     'JointConfig',
     'JointMapping',
     'PolicyConfig',
@@ -48,6 +56,7 @@ __all__ = [
     'SinkConfig',
     'StateSourceConfig',
     'WorkerConfig',
+    'check_names_fit',
     'check_policy_fits',
 ]
 
@@ -58,7 +67,7 @@ class PolicyConfig:
 
     name: str = setting('embedded', 'policy backend; names in policies/catalog.py')
     checkpoint: str = setting('', 'weights file or folder; empty: the shipped weights')
-    device: str = setting('cpu', 'torch device: cpu, cuda, cuda:0')
+    device: str = setting('cpu', 'torch device: cpu, cuda, cuda:0; auto: a GPU if there is one')
     execution_horizon: int = setting(
         0, 'actions used before the next policy step starts; 0: as the policy says', '', 0, 1000
     )
@@ -69,6 +78,7 @@ class PolicyConfig:
         0.0,
         10.0,
     )
+    deployment: DeploymentConfig = field(default_factory=DeploymentConfig)
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -178,22 +188,29 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
-def check_policy_fits(spec: PolicySpec, robot: RobotConfig) -> None:
-    """Raise ConfigError unless robot and policy have the same joints and the policy its views."""
-    wanted, present = set(spec.joint_names), set(robot.layout.names)
+def check_names_fit(
+    policy: str, joints: Collection[str], views: Collection[str], robot: RobotConfig
+) -> None:
+    """Raise ConfigError unless robot and policy have the same joints and the robot its views."""
+    wanted, present = set(joints), set(robot.layout.names)
     if wanted != present:
         raise ConfigError(
-            f'policy {spec.name!r} and robot {robot.name!r} differ in joints: the policy moves '
-            f'{len(spec.joint_names)}, the robot has {len(present)}; only in the policy: '
+            f'policy {policy!r} and robot {robot.name!r} differ in joints: the policy moves '
+            f'{len(wanted)}, the robot has {len(present)}; only in the policy: '
             f'{sorted(wanted - present)}, only in the robot: {sorted(present - wanted)}. '
             f'Choose a checkpoint trained for this robot, or rename the joints in its YAML'
         )
-    views = {camera.name for camera in robot.cameras}
-    if missing := [view.name for view in spec.views if view.name not in views]:
+    cameras = {camera.name for camera in robot.cameras}
+    if missing := [view for view in views if view not in cameras]:
         raise ConfigError(
-            f'policy {spec.name!r} needs the views {missing}, robot {robot.name!r} has '
-            f'{sorted(views)}; add them to cameras in its YAML'
+            f'policy {policy!r} needs the views {missing}, robot {robot.name!r} has '
+            f'{sorted(cameras)}; add them to cameras in its YAML'
         )
+
+
+def check_policy_fits(spec: PolicySpec, robot: RobotConfig) -> None:
+    """`check_names_fit`, and a horizon inside the chunk."""
+    check_names_fit(spec.name, spec.joint_names, [view.name for view in spec.views], robot)
     if spec.chunk_size < 1 or not 1 <= spec.execution_horizon <= spec.chunk_size:
         raise ConfigError(
             f'policy {spec.name!r}: execution_horizon must be in [1, chunk_size], got '

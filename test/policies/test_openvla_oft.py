@@ -261,6 +261,18 @@ def test_bfloat16_stays_close(openvla_tiny: SimpleNamespace) -> None:
     assert 0 < np.abs(got - exact).max() < 0.3
 
 
+def test_an_audit_is_unpruned_and_leaves_no_trace(openvla_tiny: SimpleNamespace) -> None:
+    settings = {'retention_ratio': 0.25, 'similarity_threshold': 0.0}
+    audited, alone = (policy(openvla_tiny, settings=settings) for _ in range(2))
+    for seed in range(3):
+        seen = observation(seed=seed)
+        pruned, unpruned = audited.predict(seen), audited.predict_unpruned(seen)
+        assert unpruned.trace.n_retained == unpruned.trace.n_visual
+        expected = policy(openvla_tiny, 'unpruned').predict(seen).chunk.positions
+        assert np.array_equal(unpruned.chunk.positions, expected)
+        assert np.array_equal(pruned.chunk.positions, alone.predict(seen).chunk.positions)
+
+
 def test_a_new_instruction_is_a_keyframe_and_reset_forgets(openvla_tiny: SimpleNamespace) -> None:
     tested = policy(openvla_tiny, settings={'similarity_threshold': 0.0})
     tested.predict(observation())

@@ -274,6 +274,17 @@ def test_a_failed_step_leaves_no_keyframe_behind(model):
     assert tested.predict(observation()).trace.keyframe_reason == 'first step'
 
 
+def test_an_audit_has_the_noise_of_its_step_and_leaves_no_trace(model):
+    settings = {'retention_ratio': 0.3, 'similarity_threshold': 0.0}
+    audited, alone = (policy(model, 'safe_pruner', **settings) for _ in range(2))
+    unpruned = policy(model)
+    for seed in range(3):
+        seen = observation(seed)
+        pruned, audit = audited.predict(seen), audited.predict_unpruned(seen)
+        assert np.array_equal(audit.chunk.positions, unpruned.predict(seen).chunk.positions)
+        assert np.array_equal(pruned.chunk.positions, alone.predict(seen).chunk.positions)
+
+
 def test_episodes_repeat(model):
     tested = policy(model)
     first = [tested.predict(observation(seed)).chunk.positions for seed in range(2)]

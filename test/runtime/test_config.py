@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 
 import pytest
 
 from safe_pruner_ros.core.catalog import METHODS, accepted_settings, build_pruner
+from safe_pruner_ros.policies.action_layout import ActionLayout
+from safe_pruner_ros.policies.deployment import read_deployment
 from safe_pruner_ros.policies.policy import ViewSpec
 from safe_pruner_ros.runtime import config as c
+from safe_pruner_ros.runtime.config_yaml import load_config
+
+POLICY_FILES = Path(__file__).parents[2] / 'config' / 'policies'
 
 
 @pytest.mark.parametrize(
@@ -87,6 +93,43 @@ def test_every_setting_has_a_doc():
         check(cls)
     for cls in (c.PolicyConfig, c.PrunerConfig, c.RuntimeConfig, c.JointMapping):
         check(cls)
+    for cls in (c.DeploymentConfig, c.ActionDimensionConfig, c.ImageChainConfig):
+        check(cls)
+
+
+def test_deployment_settings_are_those_of_the_policies():
+    """Same names, same defaults, and every shipped file is read by both."""
+    from safe_pruner_ros.policies.action_layout import ActionDimension
+    from safe_pruner_ros.policies.deployment import Deployment
+    from safe_pruner_ros.policies.openvla_images import ImageChain
+
+    for mirror, original in (
+        (c.DeploymentConfig, Deployment),
+        (c.ActionDimensionConfig, ActionDimension),
+        (c.ImageChainConfig, ImageChain),
+    ):
+        assert [f.name for f in fields(mirror)] == [f.name for f in fields(original)]
+    assert c.DeploymentConfig().values() == {}
+    action = c.ActionDimensionConfig('a', 'delta', -1.0, 1.0, gripper=True)
+    plain = c.DeploymentConfig(views=('head',), actions=(action,), period_s=0.1)
+    expected = Deployment(
+        ('head',), ActionLayout((ActionDimension('a', 'delta', -1.0, 1.0, True),)), '', 0.1
+    )
+    assert read_deployment(plain.values()) == expected
+    with pytest.raises(c.ConfigError, match='scale of joint'):
+        c.ActionDimensionConfig('a', scale=0.0)
+
+
+@pytest.mark.parametrize('path', sorted(POLICY_FILES.glob('*.yaml')), ids=lambda path: path.stem)
+def test_shipped_policy_files_fit_the_shipped_robots(path):
+    for name in ('sim', 'astribot_s1'):
+        config = load_config(POLICY_FILES.parent / 'robots' / f'{name}.yaml', path)
+        deployment = config.policy.deployment
+        assert config.policy.name == path.stem
+        if config.policy.name != 'embedded':
+            joints = [action.joint for action in deployment.actions]
+            c.check_names_fit(config.policy.name, joints, deployment.views, config.robot)
+            assert read_deployment(deployment.values()).actions.joint_names == tuple(joints)
 
 
 def test_thresholds_must_be_in_order():
