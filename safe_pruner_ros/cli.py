@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_benchmark(commands)
     _add_replay(commands)
+    _add_preflight(commands)
     return parser
 
 
@@ -396,6 +397,41 @@ def _replay(arguments: argparse.Namespace) -> int:
     methods, ratios = _names(arguments.methods), _ratios(arguments.retention)
     cells = plan.build_cells(methods, ratios, settings, configured)
     return int(import_module('safe_pruner_ros.ros.replay').main(arguments, config, cells))
+
+
+# ---- preflight
+
+
+def _add_preflight(commands: Any) -> None:
+    parser = _add(
+        commands,
+        'preflight',
+        _preflight,
+        'whether robot file, policy file, checkpoint and live topics fit, and what to fix',
+        'One line a finding. Loads no weights. Exit code 1 when something stands in the way.',
+    )
+    parser.add_argument(
+        '--robot-file', default='sim', help='robot: a name in config/robots, or a path'
+    )
+    parser.add_argument(
+        '--policy-file', default='embedded', help='policy: a name in config/policies, or a path'
+    )
+    parser.add_argument('--checkpoint', default='', help="weights; empty: the policy file's")
+    parser.add_argument('--device', default='', help="torch device; empty: the policy file's")
+    parser.add_argument(
+        '--topics',
+        default='auto',
+        choices=('auto', 'on', 'off'),
+        help='look at live topics; auto: where other nodes are up',
+    )
+    parser.add_argument('--seconds', type=float, default=3.0, help='how long topics are watched')
+    parser.add_argument('--sim-time', action='store_true', help='stamps belong to /clock')
+    parser.add_argument('--json', action='store_true', help='one JSON document instead of lines')
+
+
+def _preflight(arguments: argparse.Namespace) -> int:
+    _at_least('--seconds', arguments.seconds, 0.5)
+    return int(import_module('safe_pruner_ros.ros.preflight').main(arguments))
 
 
 # ---- values

@@ -45,7 +45,7 @@ _RELIABILITY = {
 POLLED_CLOCK_S = 1.0
 
 
-def _newest_only(
+def newest_only(
     reliability: str, durability: DurabilityPolicy = DurabilityPolicy.VOLATILE
 ) -> QoSProfile:
     return QoSProfile(
@@ -54,6 +54,20 @@ def _newest_only(
         reliability=_RELIABILITY[reliability],
         durability=durability,
     )
+
+
+def state_message_type(source: StateSourceConfig) -> type:
+    """Raises ConfigError if the message package of its adapter is not installed."""
+    if source.adapter != 'astribot_state':
+        return JointState  # type: ignore[no-any-return]
+    try:
+        message_type: type = importlib.import_module('astribot_msgs.msg').RobotJointState
+    except ImportError as error:
+        raise ConfigError(
+            f'state source {source.name!r} uses the adapter {source.adapter}, which needs '
+            f'astribot_msgs ({error}); build that package, source it, and start again'
+        ) from error
+    return message_type
 
 
 class Inputs:
@@ -82,11 +96,11 @@ class Inputs:
         self._instruction_topic = robot.instruction_topic
         self._hears_latched = False
         self._subscribe(
-            String, robot.instruction_topic, self._instruction, _newest_only('reliable')
+            String, robot.instruction_topic, self._instruction, newest_only('reliable')
         )
         if use_sim_time:
             self._clock = self._subscribe(
-                Clock, '/clock', lambda msg: None, _newest_only('best_effort')
+                Clock, '/clock', lambda msg: None, newest_only('best_effort')
             )
 
     def destroy(self) -> None:
@@ -106,7 +120,7 @@ class Inputs:
         latched = DurabilityPolicy.TRANSIENT_LOCAL
         if any(info.qos_profile.durability == latched for info in publishers):
             self._hears_latched = True
-            qos = _newest_only('reliable', latched)
+            qos = newest_only('reliable', latched)
             self._subscribe(String, self._instruction_topic, self._instruction, qos)
 
     # ---- time
@@ -162,25 +176,16 @@ class Inputs:
             CompressedImage if compressed else Image,
             camera.topic,
             partial(self._image, camera),
-            _newest_only(camera.reliability),
+            newest_only(camera.reliability),
             on_lost=lambda event: self.meters[camera.name].lost(event.total_count_change),
         )
 
     def _subscribe_joints(self, source: StateSourceConfig) -> None:
-        message_type: type = JointState
-        if source.adapter == 'astribot_state':
-            try:
-                message_type = importlib.import_module('astribot_msgs.msg').RobotJointState
-            except ImportError as error:
-                raise ConfigError(
-                    f'state source {source.name!r} uses the adapter {source.adapter}, which needs '
-                    f'astribot_msgs ({error}); build that package, source it, and start again'
-                ) from error
         self._subscribe(
-            message_type,
+            state_message_type(source),
             source.topic,
             partial(self._joints, source.name),
-            _newest_only(source.reliability),
+            newest_only(source.reliability),
         )
 
     def _incompatible_qos(self, topic: str, qos: QoSProfile, event: Any) -> None:

@@ -22,6 +22,11 @@ from safe_pruner_ros.runtime.shadow_audit import Audit, AuditCounts
 from safe_pruner_ros.runtime.step_report import StepReport
 from safe_pruner_ros.types import JointCommand
 
+# One message in the queue: an old command must not follow a new one.
+COMMAND_QOS = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE
+)
+
 
 class StepPublishers:
     """Topics of one policy; `publish` runs in the worker thread, after every policy step."""
@@ -60,13 +65,9 @@ class CommandPublishers:
     """Command topics. Lifecycle publishers: they are mute unless the node is active."""
 
     def __init__(self, node: LifecycleNode, sinks: Sequence[CommandSink]) -> None:
-        # One message in the queue: an old command must not follow a new one.
-        qos = QoSProfile(
-            history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE
-        )
         self._node = node
         self._sinks = tuple(
-            (sink, node.create_lifecycle_publisher(sink.message_type, sink.topic, qos))
+            (sink, node.create_lifecycle_publisher(sink.message_type, sink.topic, COMMAND_QOS))
             for sink in sinks
         )
         self.sent = 0

@@ -1,0 +1,150 @@
+"""Does this checkpoint fit this robot file? Answered without ROS and without loading a weight.
+
+One finding a question; each problem says its next move. Live topics: `ros/preflight.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from safe_pruner_ros.core.catalog import accepted_settings
+from safe_pruner_ros.policies.catalog import build_policy, open_checkpoint
+from safe_pruner_ros.policies.checkpoint_check import CheckpointFiles
+from safe_pruner_ros.runtime.config import (
+    ActionDimensionConfig,
+    Config,
+    JointConfig,
+    check_names_fit,
+    check_policy_fits,
+)
+
+Level = Literal['ok', 'note', 'problem']
+
+# An absolute action may reach this far beyond a joint's range before its unit is in doubt: the
+# guard clamps overshoot, degrees or percent would be clamped all the time.
+MAX_OVERSHOOT = 1.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``text`` of a problem ends with what to do about it."""
+
+    level: Level
+    subject: str
+    text: str
+
+    def __str__(self) -> str:
+        return f'{self.level.upper():8} {self.subject}: {self.text}'
+
+
+def ask(subject: str, question: Callable[[], str]) -> Finding:
+    """'ok' with the answer, or a problem with what was raised."""
+    try:
+        return Finding('ok', subject, question())
+    except (ValueError, FileNotFoundError) as error:  # the package's word for what does not fit
+        return Finding('problem', subject, str(error))
+
+
+def check_config(config: Config) -> Iterator[Finding]:
+    """Robot file against policy file, checkpoint and device, in the order they are read."""
+    robot, policy = config.robot, config.policy
+    cameras = [camera.name for camera in robot.cameras]
+    moves = 'commands go to ~/preview (dry_run)' if robot.dry_run else 'commands MOVE THE ROBOT'
+    text = f'{robot.name}, {len(robot.joints)} joints, cameras {cameras}, {moves}'
+    yield Finding('ok', 'robot', text)
+    yield ask('pruner', lambda: _describe_pruner(config))
+    if policy.name == 'embedded':
+        yield ask('checkpoint', lambda: _check_embedded(config))
+        return
+    deployment = policy.deployment
+    joints = [action.joint for action in deployment.actions]
+
+    def fit() -> str:
+        check_names_fit(policy.name, joints, deployment.views, robot)
+        return f'{len(joints)} joints and the views {list(deployment.views)} are in both'
+
+    yield ask('names', fit)
+    try:
+        files = open_checkpoint(policy.name, policy.checkpoint, policy.device, deployment.values())
+    except (ValueError, FileNotFoundError) as error:
+        yield Finding('problem', 'checkpoint', str(error))
+        return
+    for check in files.checks():
+        yield ask(check.subject, check.run)
+    yield from check_units(files, deployment.actions, {j.name: j for j in robot.joints})
+
+
+def _describe_pruner(config: Config) -> str:
+    method = config.pruner.method
+    settings = config.pruner.settings(accepted_settings(method))
+    ratio = settings.get('retention_ratio')
+    return method if ratio is None else f'{method}, keeps {ratio:g} of the visual tokens'
+
+
+def _check_embedded(config: Config) -> str:
+    policy, method = config.policy, config.pruner.method
+    settings = config.pruner.settings(accepted_settings(method))
+    built = build_policy(policy.name, method, settings, policy.checkpoint, policy.device)
+    check_policy_fits(built.spec, config.robot)
+    return f'{policy.checkpoint or "the shipped weights"}, {len(built.spec.views)} views'
+
+
+def check_units(
+    files: CheckpointFiles,
+    actions: tuple[ActionDimensionConfig, ...],
+    joints: Mapping[str, JointConfig],
+) -> Iterator[Finding]:
+    """Do the statistics, mapped to the robot, reach where its joints can go? Degrees taken for
+    radians, or percent for a closed fraction, do not."""
+    try:
+        low, high = files.action_span()
+    except (ValueError, FileNotFoundError):
+        return  # said already
+    for action, ends in zip(actions, np.stack([low, high], axis=1), strict=False):
+        joint = joints.get(action.joint)
+        if joint is None or action.semantics != 'absolute':
+            continue
+        start, stop = sorted(float(action.scale * end + action.offset) for end in ends)
+        beyond = max(joint.lower - start, stop - joint.upper)
+        if beyond > MAX_OVERSHOOT * (joint.upper - joint.lower):
+            unit = 'closed fraction' if joint.kind == 'gripper' else 'rad'
+            yield Finding(
+                'problem',
+                'units',
+                f'the statistics take {action.joint!r} from {start:.4g} to {stop:.4g}, the robot '
+                f'has {joint.lower:g} to {joint.upper:g} {unit}; correct scale and offset of this '
+                'joint in deployment.actions, or its semantics if these are differences',
+            )
+        elif beyond > 0:
+            yield Finding(
+                'note',
+                'units',
+                f'{action.joint!r}: the statistics reach from {start:.4g} to {stop:.4g}, beyond '
+                f'the limits {joint.lower:g} to {joint.upper:g}; such targets are clamped',
+            )
+
+
+def is_good(findings: list[Finding]) -> bool:
+    return not any(finding.level == 'problem' for finding in findings)
+
+
+def as_values(findings: list[Finding], config: Config | None) -> dict[str, Any]:
+    """For JSON."""
+    names: dict[str, str] = {}
+    if config is not None:
+        checkpoint = config.policy.checkpoint
+        names = {
+            'robot': config.robot.name,
+            'policy': config.policy.name,
+            'checkpoint': str(Path(checkpoint).expanduser()) if checkpoint else '',
+        }
+    return {
+        **names,
+        'ok': is_good(findings),
+        'findings': [{'level': f.level, 'subject': f.subject, 'text': f.text} for f in findings],
+    }

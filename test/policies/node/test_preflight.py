@@ -1,0 +1,69 @@
+"""`safe-pruner preflight` without ROS topics: what it accepts, names and exits with."""
+
+from __future__ import annotations
+
+import json
+import re
+
+
+def test_a_checkpoint_that_fits_passes_every_question(tiny_policy, preflight) -> None:
+    code, out = preflight('--policy-file', str(tiny_policy.file), '--topics', 'off')
+    assert code == 0, out
+    assert 'PROBLEM' not in out and 'nothing stands in the way' in out
+    subjects = re.findall(r'^OK +(\w+):', out, flags=re.MULTILINE)
+    assert {'robot', 'pruner', 'names', 'config', 'deployment', 'statistics'} <= set(subjects)
+    assert {'tokenizer', 'weights', 'memory'} <= set(subjects)
+    assert re.search(rf'{tiny_policy.folder} needs 0.0\d GB on cpu as float32', out)
+    assert "views ['head', 'left_wrist', 'right_wrist']" in out and '4 of 8 actions' in out
+
+
+def test_every_problem_is_told_at_once_and_as_json(tiny_oft, preflight) -> None:
+    tiny_oft.edit('views: [head, left_wrist, right_wrist]', 'views: [head, belly]')
+    tiny_oft.edit('period_s: 0.1', 'period_s: 0.1\n    statistics_key: bridge')
+    (tiny_oft.folder / 'tokenizer.json').unlink()
+    shard = tiny_oft.folder / 'model-00002-of-00003.safetensors'
+    shard.write_bytes(shard.read_bytes()[:-100])
+    code, out = preflight('--policy-file', str(tiny_oft.file), '--topics', 'off', '--json')
+    report = json.loads(out)
+    assert code == 1 and report['ok'] is False and report['policy'] == 'openvla_oft'
+    problems = {f['subject']: f['text'] for f in report['findings'] if f['level'] == 'problem'}
+    assert set(problems) >= {'names', 'statistics', 'tokenizer', 'weights'}
+    assert "needs the views ['belly']" in problems['names']
+    assert "['head', 'left_wrist', 'right_wrist']" in problems['names']
+    assert "no statistics for 'bridge'; choose from ['lab_robot']" in problems['statistics']
+    assert 'take it from an official OpenVLA checkpoint' in problems['tokenizer']
+    assert 'copied in part?' in problems['weights']
+
+
+def test_wrong_units_are_found_in_the_statistics(tiny_oft, preflight) -> None:
+    """Percent for a closed fraction, degrees for radians; a small overshoot is only a note."""
+    path = tiny_oft.folder / 'dataset_statistics.json'
+    statistics = json.loads(path.read_text())
+    action = statistics['lab_robot']['action']
+    action['q99'] = [100.0 if value == 1.0 else 180.0 for value in action['q99']]
+    path.write_text(json.dumps(statistics))
+    tiny_oft.edit('joint_1, semantics: delta', 'joint_1, semantics: absolute')
+    _, out = preflight('--policy-file', str(tiny_oft.file), '--topics', 'off')
+    lines = [line for line in out.splitlines() if 'units:' in line]
+    assert len(lines) == 4 and all(line.startswith('PROBLEM') for line in lines)
+    assert "'astribot_gripper_left_joint_L1' from 0 to 100" in lines[1]
+    assert 'correct scale and offset' in lines[0] and '-3 to 3 rad' in lines[0]
+    action['q99'] = [1.0 if value == 100.0 else 3.2 for value in action['q99']]
+    path.write_text(json.dumps(statistics))
+    code, out = preflight('--policy-file', str(tiny_oft.file), '--topics', 'off')
+    assert code == 0 and out.count('NOTE     units') == 2
+
+
+def test_the_shipped_policy_passes_and_wrong_files_are_named(preflight, tmp_path) -> None:
+    code, out = preflight('--topics', 'off')
+    assert code == 0 and 'the shipped weights, 3 views' in out
+    code, out = preflight('--topics', 'off', '--robot-file', 'aloha')
+    assert code == 1 and 'only in the robot' in out
+    code, out = preflight('--topics', 'off', '--policy-file', 'pi05')
+    assert code == 1 and 'ships no weights; give the folder' in out
+    code, out = preflight('--topics', 'off', '--policy-file', 'pi06')
+    assert code == 1 and "'pi05'" in out
+    code, out = preflight(
+        '--topics', 'off', '--policy-file', 'pi05', '--checkpoint', str(tmp_path / 'no')
+    )
+    assert code == 1 and 'does not exist; give the folder of a pi05 checkpoint' in out
