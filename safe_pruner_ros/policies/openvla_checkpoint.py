@@ -160,8 +160,14 @@ def load_strict(
     """
     check_fit(model, state, source, unexpected)
     placed = {name: value.to(device, dtype) for name, value in state.items()}
-    bad = [name for name, value in placed.items() if not bool(torch.isfinite(value).all())]
+    bad = [name for name, value in placed.items() if not _is_finite(value)]
     if bad:
         raise ValueError(f'{source} holds NaN or infinite weights in {bad}; copy it anew')
     model.load_state_dict(placed, assign=True)
     model.requires_grad_(False)
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    """Without `torch.isfinite`'s copy of the tensor; NaN is both minimum and maximum."""
+    ends = torch.stack(torch.aminmax(value)) if value.numel() else value
+    return bool(torch.isfinite(ends).all())
