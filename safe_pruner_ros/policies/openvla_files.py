@@ -103,7 +103,11 @@ class OpenVLAFiles:
 
     def modules(self) -> list[nn.Module]:
         """All parts on the meta device, names and shapes checked against the files."""
-        return [check_files(self.folder, self.size, with_lm_head=self.with_lm_head)]
+        return [self._network]
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        return check_files(self.folder, self.size, with_lm_head=self.with_lm_head)
 
     def check_memory(self) -> str:
         needed = needed_bytes(self.modules(), self.device, self.dtype)

@@ -36,6 +36,8 @@ class GemmaSize:
             num_key_value_heads=self.n_kv_heads,
             head_dim=self.head_dim,
             hidden_act='gelu_pytorch_tanh',
+            bos_token_id=None,  # for generate(), which is not used; the expert has no such words
+            eos_token_id=None,
             attn_implementation='sdpa',
         )
 

@@ -57,12 +57,13 @@ class Pi05Files:
         form = prompt_form(self.deployment.prompt)
         return PromptEncoder(load_tokenizer(self.folder), form, self.deployment.max_prompt_tokens)
 
+    @cached_property
     def model(self) -> Pi05:
         """On the meta device, names and shapes checked against the file."""
         return check_files(self.folder, self._base)
 
     def check_memory(self) -> str:
-        needed = needed_bytes([self.model()], self.device, self.dtype)
+        needed = needed_bytes([self.model], self.device, self.dtype)
         return check_memory(needed, self.device, self.dtype, str(self.folder))
 
     def check_deployment(self) -> str:
@@ -105,5 +106,5 @@ class Pi05Files:
         return f'prompt form {self.prompt.form!r}'
 
     def _describe_weights(self) -> str:
-        n_weights = sum(weight.numel() for weight in self.model().parameters())
+        n_weights = sum(weight.numel() for weight in self.model.parameters())
         return f'{n_weights / 1e9:.3f} B, names and shapes as config.json says'

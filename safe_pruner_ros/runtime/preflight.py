@@ -48,6 +48,9 @@ def ask(subject: str, question: Callable[[], str]) -> Finding:
         return Finding('ok', subject, question())
     except (ValueError, FileNotFoundError) as error:  # the package's word for what does not fit
         return Finding('problem', subject, str(error))
+    except Exception as error:  # one odd file must not hide what the other questions find
+        text = f'{type(error).__name__}: {error}; is this the folder of an official checkpoint?'
+        return Finding('problem', subject, text)
 
 
 def check_config(config: Config) -> Iterator[Finding]:
@@ -74,8 +77,12 @@ def check_config(config: Config) -> Iterator[Finding]:
     except (ValueError, FileNotFoundError) as error:
         yield Finding('problem', 'checkpoint', str(error))
         return
+    told: set[str] = set()
     for check in files.checks():
-        yield ask(check.subject, check.run)
+        finding = ask(check.subject, check.run)
+        if finding.level == 'ok' or finding.text not in told:  # a missing file stops many of them
+            yield finding
+        told.add(finding.text)
     yield from check_units(files, deployment.actions, {j.name: j for j in robot.joints})
 
 
@@ -103,7 +110,7 @@ def check_units(
     radians, or percent for a closed fraction, do not."""
     try:
         low, high = files.action_span()
-    except (ValueError, FileNotFoundError):
+    except Exception:
         return  # said already
     for action, ends in zip(actions, np.stack([low, high], axis=1), strict=False):
         joint = joints.get(action.joint)

@@ -35,6 +35,16 @@ def test_every_problem_is_told_at_once_and_as_json(tiny_oft, preflight) -> None:
     assert 'copied in part?' in problems['weights']
 
 
+def test_an_odd_file_does_not_hide_the_rest(tiny_oft, preflight) -> None:
+    config = tiny_oft.folder / 'config.json'
+    config.write_text(json.dumps({**json.loads(config.read_text()), 'n_action_bins': [256]}))
+    (tiny_oft.folder / 'tokenizer.json').write_text('{')
+    code, out = preflight('--policy-file', str(tiny_oft.file), '--topics', 'off')
+    assert code == 1 and out.count('TypeError') == 1  # many questions need that file; told once
+    assert re.search('^PROBLEM  config: TypeError: .*official checkpoint', out, re.MULTILINE)
+    assert re.search('^PROBLEM  tokenizer: .*not a readable tokenizer', out, re.MULTILINE)
+
+
 def test_wrong_units_are_found_in_the_statistics(tiny_oft, preflight) -> None:
     """Percent for a closed fraction, degrees for radians; a small overshoot is only a note."""
     path = tiny_oft.folder / 'dataset_statistics.json'
