@@ -6,6 +6,7 @@ import gc
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -48,27 +49,34 @@ def needed_bytes(modules: Iterable[nn.Module], device: torch.device, dtype: torc
 
 
 def free_bytes(device: torch.device) -> float:
-    """What can be allocated on a GPU now; infinite on other devices, which can swap."""
-    if device.type != 'cuda':
+    """What can be allocated now; infinite where nobody says."""
+    if device.type == 'cuda':
+        gc.collect()  # a policy that was just let go may hang in a cycle
+        torch.cuda.empty_cache()  # what torch keeps for itself is not counted as free
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path('/proc/meminfo').read_text().splitlines()
+        available = next(line for line in lines if line.startswith('MemAvailable:'))
+        return 1024 * int(available.split()[1])
+    except (OSError, StopIteration):
         return math.inf
-    gc.collect()  # a policy that was just let go may hang in a cycle
-    torch.cuda.empty_cache()  # what torch keeps for itself is not counted as free
-    return torch.cuda.mem_get_info(device)[0]
 
 
 def check_memory(needed: int, device: torch.device, dtype: torch.dtype, what: str) -> str:
     """Call before anything is moved. What is needed and there, in words.
 
-    Raises ValueError with both numbers when ``needed`` bytes do not fit.
+    Raises ValueError with both numbers when ``needed`` bytes do not fit: a GPU would raise in the
+    middle of loading, and on a CPU the kernel would kill the process.
     """
     free = free_bytes(device)
-    text = f'{what} needs {needed / 1e9:.2f} GB on {device} as {str(dtype).removeprefix("torch.")}'
+    text = (
+        f'{what} needs {needed / 1e9:.2f} GB on {device} as {str(dtype).removeprefix("torch.")}, '
+        f'{free / 1e9:.2f} GB are free'
+    )
     if needed > free:
-        raise ValueError(
-            f'{text}, {free / 1e9:.2f} GB are free; end other programs there, take dtype bfloat16 '
-            "or a larger GPU, or device 'cpu'"
-        )
-    return text if math.isinf(free) else f'{text}, {free / 1e9:.2f} GB are free'
+        other = " or a larger GPU, or device 'cpu'" if device.type == 'cuda' else ''
+        raise ValueError(f'{text}; end other programs there, take dtype bfloat16{other}')
+    return text
 
 
 @contextmanager

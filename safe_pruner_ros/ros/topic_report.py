@@ -38,6 +38,11 @@ class TopicReport:
     content: str = ''
     errors: list[str] = field(default_factory=list)
     same_type: Sequence[str] = ()
+    required: bool = True
+
+    def problem(self, text: str) -> Finding:
+        """Only a note about what the arms do not wait for."""
+        return Finding('problem' if self.required else 'note', self.subject, text)
 
     @property
     def is_deaf(self) -> bool:
@@ -49,38 +54,36 @@ def check_input(
     report: TopicReport, buffer: BufferConfig, max_age_s: float, watched_s: float
 ) -> Iterator[Finding]:
     """Exists, type, one publisher, QoS, arrives, rate, content, stamps."""
-
-    def problem(text: str) -> Finding:
-        return Finding('problem', report.subject, text)
-
     if not report.publishers:
         fitting = f' (of this type: {list(report.same_type)})' if report.same_type else ''
-        yield problem(
+        yield report.problem(
             f'nobody publishes {report.topic}; start the driver, or correct {report.setting}'
             f'{fitting}'
         )
         return
     types = sorted({end.type_name for end in report.publishers})
     if types != [report.type_name]:
-        yield problem(
+        yield report.problem(
             f'{report.topic} carries {types}, the robot file expects {report.type_name}; correct '
             f'{report.setting}, or its transport or adapter'
         )
         return
     if len(report.publishers) > 1:
         nodes = [end.node for end in report.publishers]
-        yield problem(f'{report.topic} has {len(nodes)} publishers {nodes}; stop all but one')
+        yield report.problem(
+            f'{report.topic} has {len(nodes)} publishers {nodes}; stop all but one'
+        )
     refused = [end.refuses for end in report.publishers if end.refuses]
     if refused:
-        yield problem(
+        yield report.problem(
             f'{report.topic}: QoS does not match ({refused[0]}); set reliability: best_effort '
             f'beside {report.setting}'
         )
         return
     if report.errors:
-        yield problem(f'{report.errors[-1]}')
+        yield report.problem(f'{report.errors[-1]}')
     if not report.times_ns:
-        yield problem(
+        yield report.problem(
             f'{report.topic} has a publisher, but no message came in {watched_s:g} s; check the '
             'driver and the network (ros2 topic hz)'
         )
@@ -95,23 +98,19 @@ def _check_times(
     now_ns, stamp_ns = report.times_ns[-1]
     usable = usable_stamp(stamp_ns, now_ns, buffer, report.topic)
     if isinstance(usable, Reason):
-        yield Finding('problem', report.subject, usable.text)
+        yield report.problem(usable.text)
         return
     ages_s = [seconds(now - stamp) for now, stamp in report.times_ns if stamp]
     age_s = float(np.median(ages_s)) if ages_s else 0.0
     if age_s > max_age_s:
-        yield Finding(
-            'problem',
-            report.subject,
+        yield report.problem(
             f'{report.topic}: messages are {age_s:.3f} s old when they arrive, the arms hold '
             f'beyond {max_age_s:g} s; synchronise the clocks, or send less (compressed, smaller)',
         )
         return
     gap_s = seconds(int(np.diff(received).max())) if len(received) > 1 else watched_s
     if gap_s > max_age_s:
-        yield Finding(
-            'problem',
-            report.subject,
+        yield report.problem(
             f'{report.topic}: {len(received)} messages in {watched_s:g} s, the longest pause '
             f'{gap_s:.3f} s; the arms hold after {max_age_s:g} s: raise the rate of the driver',
         )

@@ -128,7 +128,7 @@ class _Watcher:
                 )
             return f'{width} x {height}'
 
-        return self._watch(
+        report = self._watch(
             f'camera {camera.name}',
             f'robot.cameras.{camera.name}.topic',
             camera.topic,
@@ -136,6 +136,8 @@ class _Watcher:
             camera.reliability,
             content,
         )
+        report.required = camera.required
+        return report
 
     def _watch_joints(self, source: StateSourceConfig) -> TopicReport:
         def content(msg: Any) -> str:

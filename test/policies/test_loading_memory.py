@@ -14,7 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from safe_pruner_ros.policies.action_layout import absolute
 from safe_pruner_ros.policies.deployment import Deployment
-from safe_pruner_ros.policies.device import choose_device, choose_dtype, memory_errors_told
+from safe_pruner_ros.policies.device import (
+    check_memory,
+    choose_device,
+    choose_dtype,
+    free_bytes,
+    memory_errors_told,
+)
 from safe_pruner_ros.policies.openvla_checkpoint import load_strict
 from safe_pruner_ros.policies.openvla_oft import build, load_oft_model
 
@@ -121,6 +127,14 @@ def test_a_gpu_that_is_too_small_is_told_before_loading(
     words = 'ran out of memory while loading x; end other programs'
     with pytest.raises(ValueError, match=words), memory_errors_told('x'):
         raise torch.OutOfMemoryError('CUDA out of memory')
+
+
+def test_too_little_main_memory_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert free_bytes(CPU) > 1e6
+    text = check_memory(1000, CPU, torch.float32, 'x')
+    assert text.startswith('x needs 0.00 GB on cpu as float32, ') and text.endswith('are free')
+    with pytest.raises(ValueError, match='x needs 1000000.00 GB on cpu .* take dtype bfloat16$'):
+        check_memory(10**15, CPU, torch.float32, 'x')
 
 
 def test_devices_and_precisions_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,78 @@
+"""What preflight says about topics, on made-up reports: no DDS in here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from safe_pruner_ros.ros.topic_report import Endpoint, TopicReport, check_input, check_sink
+from safe_pruner_ros.runtime.config import BufferConfig, JointMapping, SinkConfig
+
+IMAGE = 'sensor_msgs/msg/Image'
+DRIVER = Endpoint('/driver', IMAGE)
+START_NS = 10**18
+SINK = SinkConfig('arm', '/arm', (JointMapping('elbow'),))
+TRAJECTORY = 'trajectory_msgs/msg/JointTrajectory'
+
+
+def report(period_s: float = 0.03, age_s: float = 0.01, count: int = 30, **changes: Any) -> Any:
+    times = [START_NS + round(k * period_s * 1e9) for k in range(count)]
+    stamped = [(now, now - round(age_s * 1e9)) for now in times]
+    values = {'publishers': [DRIVER], 'times_ns': stamped, 'content': '64 x 64'} | changes
+    return TopicReport('camera head', 'robot.cameras.head.topic', '/head', IMAGE, **values)
+
+
+def said(made: TopicReport) -> list[str]:
+    return [str(finding) for finding in check_input(made, BufferConfig(), 0.3, 1.0)]
+
+
+def test_a_good_topic_is_measured() -> None:
+    assert said(report()) == ['OK       camera head: /head, 33.3 Hz, 10 ms old, 64 x 64']
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'publishers': [], 'same_type': ['/haed']}, ['nobody publishes', "type: ['/haed']"]),
+        ({'publishers': [Endpoint('/d', 'x/msg/Y')]}, ["carries ['x/msg/Y']", f'expects {IMAGE}']),
+        ({'publishers': [DRIVER, DRIVER]}, ['has 2 publishers', 'stop all but one']),
+        ({'publishers': [Endpoint('/d', IMAGE, 'no')]}, ['(no)', 'reliability: best_effort']),
+        ({'times_ns': []}, ['no message came in 1 s', 'ros2 topic hz']),
+        ({'times_ns': [(START_NS, 0)]}, ['header.stamp is zero']),
+        ({'age_s': -2.0}, ['2.000 s ahead of the node clock']),
+        ({'age_s': 9.0}, ['another clock', 'use_sim_time']),
+        ({'age_s': 0.4}, ['0.400 s old', 'the arms hold beyond 0.3 s']),
+        ({'period_s': 0.5, 'count': 3}, ['3 messages in 1 s', 'pause 0.500 s', 'raise the rate']),
+        ({'errors': ['bayer is no encoding; correct it']}, ['bayer is no encoding']),
+    ],
+)
+def test_what_would_hold_the_arms_is_a_problem_with_the_next_move(
+    changes: dict[str, Any], words: list[str]
+) -> None:
+    lines = said(report(**changes))
+    assert lines[0].startswith('PROBLEM  camera head: ')
+    assert all(word in lines[0] for word in words), lines
+    assert len(lines) == (2 if 'stop all but one' in words else 1)
+    optional = said(report(required=False, **changes))
+    assert optional[0].startswith('NOTE     camera head: ')
+
+
+def sink_lines(listeners: list[Endpoint], rivals: list[Endpoint], dry_run: bool) -> list[str]:
+    return [str(f) for f in check_sink(SINK, TRAJECTORY, listeners, rivals, dry_run)]
+
+
+def test_sinks() -> None:
+    controller, rival = Endpoint('/controller', TRAJECTORY), Endpoint('/moveit', TRAJECTORY)
+    assert sink_lines([controller], [], False) == [
+        "OK       sink arm: /arm is read by ['/controller']"
+    ]
+    (line,) = sink_lines([controller], [rival], False)
+    assert line.startswith("PROBLEM  sink arm: ['/moveit'] publish on /arm too")
+    for dry_run, level in ((False, 'PROBLEM'), (True, 'NOTE')):
+        (line,) = sink_lines([], [], dry_run)
+        assert line.startswith(level) and 'nobody listens on /arm' in line
+    (line,) = sink_lines([Endpoint('/c', 'std_msgs/msg/String')], [], True)
+    assert line.startswith('PROBLEM') and 'adapter' in line
+    (line,) = sink_lines([Endpoint('/c', TRAJECTORY, 'deadline')], [], False)
+    assert 'QoS does not match (deadline)' in line
