@@ -39,8 +39,9 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(as_values(findings, config), indent=2))
     else:
-        n_problems = sum(finding.level == 'problem' for finding in findings)
-        print(f'{n_problems} problems' if n_problems else 'nothing stands in the way')
+        count = sum(finding.level == 'problem' for finding in findings)
+        plural = '' if count == 1 else 's'
+        print(f'{count} problem{plural}' if count else 'nothing stands in the way')
     return 0 if is_good(findings) else 1
 
 

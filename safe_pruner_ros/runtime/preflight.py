@@ -25,9 +25,10 @@ from safe_pruner_ros.runtime.config import (
 
 Level = Literal['ok', 'note', 'problem']
 
-# An absolute action may reach this far beyond a joint's range before its unit is in doubt: the
-# guard clamps overshoot, degrees or percent would be clamped all the time.
-MAX_OVERSHOOT = 1.0
+# How far an absolute action may reach beyond a joint's limits, in spans of the joint, before its
+# unit is in doubt. The guard clamps overshoot; degrees, percent or a gripper from -1 to 1
+# would be clamped all the time.
+MAX_OVERSHOOT = {'arm': 1.0, 'gripper': 0.25}
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def check_units(
             continue
         start, stop = sorted(float(action.scale * end + action.offset) for end in ends)
         beyond = max(joint.lower - start, stop - joint.upper)
-        if beyond > MAX_OVERSHOOT * (joint.upper - joint.lower):
+        if beyond > MAX_OVERSHOOT[joint.kind] * (joint.upper - joint.lower):
             unit = 'closed fraction' if joint.kind == 'gripper' else 'rad'
             yield Finding(
                 'problem',

@@ -58,7 +58,12 @@ def test_wrong_units_are_found_in_the_statistics(tiny_oft, preflight) -> None:
     assert len(lines) == 4 and all(line.startswith('PROBLEM') for line in lines)
     assert "'astribot_gripper_left_joint_L1' from 0 to 100" in lines[1]
     assert 'correct scale and offset' in lines[0] and '-3 to 3 rad' in lines[0]
+    action['q01'] = [-1.0 if value == 0.0 else value for value in action['q01']]
     action['q99'] = [1.0 if value == 100.0 else 3.2 for value in action['q99']]
+    path.write_text(json.dumps(statistics))
+    _, out = preflight('--policy-file', str(tiny_oft.file), '--topics', 'off')
+    assert "'astribot_gripper_left_joint_L1' from -1 to 1" in out and '2 problems' in out
+    action['q01'] = [0.0 if value == -1.0 else value for value in action['q01']]
     path.write_text(json.dumps(statistics))
     code, out = preflight('--policy-file', str(tiny_oft.file), '--topics', 'off')
     assert code == 0 and out.count('NOTE     units') == 2
