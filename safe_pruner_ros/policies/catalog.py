@@ -10,7 +10,7 @@ from typing import Any
 from safe_pruner_ros.policies.checkpoint_check import CheckpointFiles
 from safe_pruner_ros.policies.policy import Policy
 
-POLICIES = ('embedded', 'openvla', 'openvla_oft', 'pi05')
+POLICIES = ('embedded', 'openvla', 'openvla_oft', 'cogact', 'pi05')
 
 
 def build_policy(

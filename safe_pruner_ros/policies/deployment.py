@@ -9,6 +9,7 @@ from typing import Any
 
 from safe_pruner_ros.policies.action_layout import ActionDimension, ActionLayout
 from safe_pruner_ros.policies.action_statistics import Bounds
+from safe_pruner_ros.policies.cogact_diffusion import DiffusionSettings
 from safe_pruner_ros.policies.device import DTYPES, choose_device
 from safe_pruner_ros.policies.openvla_images import ImageChain
 
@@ -40,6 +41,7 @@ class Deployment:
     prompt : pi0.5: 'text' or 'state' (`pi05_prompt.py`).
     prompt_state_dim : pi0.5: the prompt's state is padded with zeros to so many values.
     max_prompt_tokens : pi0.5: the longest prompt of the training.
+    diffusion : how CogACT samples its actions.
     """
 
     views: tuple[str, ...]
@@ -55,6 +57,7 @@ class Deployment:
     prompt: str = ''
     prompt_state_dim: int = 0
     max_prompt_tokens: int = 200
+    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
 
     def __post_init__(self) -> None:
         if not self.views or len(set(self.views)) != len(self.views):
@@ -129,6 +132,8 @@ def read_deployment(values: Mapping[str, Any]) -> Deployment:
         )
         if isinstance(values.get('image_chain'), Mapping):
             given['image_chain'] = ImageChain(**values['image_chain'])
+        if isinstance(values.get('diffusion'), Mapping):
+            given['diffusion'] = DiffusionSettings(**values['diffusion'])
     except TypeError as error:
         raise ValueError(f'deployment: {error}') from error
     for name in ('views', 'proprioception'):

@@ -101,15 +101,23 @@ def read_component(folder: Path, name: str) -> dict[str, torch.Tensor]:
             f'{folder} has several {name} files {[f.name for f in files]}; leave the one that '
             'belongs to its weights'
         )
-    try:
-        state = torch.load(files[0], map_location='cpu', weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(
-            f'{files[0]} is refused: it is damaged or holds more than tensors ({error})'
-        ) from error
+    state = read_torch_file(files[0])
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f'{files[0]} must hold a dictionary of tensors')
     return {str(key).removeprefix('module.'): value for key, value in state.items()}
+
+
+def read_torch_file(path: Path) -> Any:
+    """A torch pickle of tensors in plain containers, memory-mapped; nothing else is ever run.
+
+    Raises ValueError for a damaged file or one that holds more.
+    """
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(
+            f'{path} is refused: it is damaged or holds more than tensors ({error})'
+        ) from error
 
 
 def check_fit(

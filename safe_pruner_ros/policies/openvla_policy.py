@@ -162,7 +162,11 @@ class OpenVLAFamilyPolicy:
         normalised = actions.double().cpu().numpy()
         if not np.isfinite(normalised).all():
             raise PolicyOutputError('the action head returned NaN or infinite actions')
-        physical = self._range.unnormalise(normalised)
+        physical = self._physical(normalised, stamp_ns)
         targets = self._deployment.actions.targets(physical, measured)
         period_ns = round(self.spec.period_s * 1e9)
         return ActionChunk(targets, self.spec.joint_names, stamp_ns, period_ns)
+
+    def _physical(self, normalised: FloatArray, stamp_ns: int) -> FloatArray:
+        """[chunk_size, n], finite -> in the units of the action statistics."""
+        return self._range.unnormalise(normalised)

@@ -14,6 +14,7 @@ from safe_pruner_ros.policies.policy import PolicySpec
 from safe_pruner_ros.runtime.config_deployment import (
     ActionDimensionConfig,
     DeploymentConfig,
+    DiffusionConfig,
     ImageChainConfig,
 )
 from safe_pruner_ros.runtime.config_robot import (
@@ -44,6 +45,7 @@ __all__ = [
     'Config',
     'ConfigError',
     'DeploymentConfig',
+    'DiffusionConfig',
     'GuardConfig',
     'ImageChainConfig',
     'JointConfig',

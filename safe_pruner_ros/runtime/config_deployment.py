@@ -50,6 +50,24 @@ class ImageChainConfig:
 
 
 @dataclass(frozen=True)
+class DiffusionConfig:
+    """How CogACT samples actions and joins them over policy steps."""
+
+    n_steps: int = setting(10, 'DDIM steps, an even stride over 100 timesteps', '', 1, 100)
+    guidance_scale: float = setting(1.5, 'classifier-free guidance; 1: none', '', 1.0, 100.0)
+    ensemble_horizon: int = setting(
+        2, 'chunks averaged where they meet in time, this one included; 1: none', '', 1, 100
+    )
+    ensemble_alpha: float = setting(
+        0.1, 'how much likeness to the newest chunk counts; 0: a plain mean', '', 0.0, 100.0
+    )
+    seed: int = setting(0, 'of the noise, the same in every episode', '', 0, 1_000_000)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True)
 class DeploymentConfig:
     """What no file of a big policy's checkpoint says. Unused by the embedded policy."""
 
@@ -86,6 +104,7 @@ class DeploymentConfig:
     max_prompt_tokens: int = setting(
         200, 'pi0.5: longest prompt of its training', 'tokens', 1, 10000
     )
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:
         check_bounds(self)

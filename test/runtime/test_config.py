@@ -95,11 +95,13 @@ def test_every_setting_has_a_doc():
         check(cls)
     for cls in (c.DeploymentConfig, c.ActionDimensionConfig, c.ImageChainConfig):
         check(cls)
+    check(c.DiffusionConfig)
 
 
 def test_deployment_settings_are_those_of_the_policies():
     """Same names, same defaults, and every shipped file is read by both."""
     from safe_pruner_ros.policies.action_layout import ActionDimension
+    from safe_pruner_ros.policies.cogact_diffusion import DiffusionSettings
     from safe_pruner_ros.policies.deployment import Deployment
     from safe_pruner_ros.policies.openvla_images import ImageChain
 
@@ -107,6 +109,7 @@ def test_deployment_settings_are_those_of_the_policies():
         (c.DeploymentConfig, Deployment),
         (c.ActionDimensionConfig, ActionDimension),
         (c.ImageChainConfig, ImageChain),
+        (c.DiffusionConfig, DiffusionSettings),
     ):
         assert [f.name for f in fields(mirror)] == [f.name for f in fields(original)]
     assert c.DeploymentConfig().values() == {}

@@ -1,0 +1,356 @@
+"""CogACT at a tiny size: equal to plain torch on the official tensors, pruned or not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from safe_pruner_ros.core.catalog import METHODS, accepted_settings, build_pruner
+from safe_pruner_ros.core.tokens import ViewGrid
+from safe_pruner_ros.policies.action_layout import ActionDimension, ActionLayout, absolute
+from safe_pruner_ros.policies.action_statistics import Range
+from safe_pruner_ros.policies.cogact import (
+    CogACTPolicy,
+    build,
+    cogact_layout,
+    read_cognition,
+    to_physical,
+)
+from safe_pruner_ros.policies.cogact_diffusion import DDIMSampler, DiffusionSettings, signal_shares
+from safe_pruner_ros.policies.cogact_files import MEAN, STD
+from safe_pruner_ros.policies.deployment import Deployment
+from safe_pruner_ros.policies.policy import InstructionError, PolicyOutputError
+from safe_pruner_ros.policies.pruned_decoder import run_pruned
+from safe_pruner_ros.types import ArmState, CameraImage, Observation
+
+JOINTS = ('a', 'b', 'c', 'd', 'e', 'f', 'grip')
+PERIOD_NS = 200_000_000
+QUICK = DiffusionSettings(n_steps=2, ensemble_horizon=1)
+IDS = torch.tensor([[1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 15, 8, 16, 18, 12, 13, 4, 29871]])
+
+
+def policy(
+    tiny: SimpleNamespace,
+    method: str = 'unpruned',
+    settings: dict[str, object] | None = None,
+    checkpoint: Path | None = None,
+    **changes: object,
+) -> CogACTPolicy:
+    deployment = Deployment(
+        ('head',),
+        absolute(JOINTS),
+        tiny.statistics_key,
+        PERIOD_NS / 1e9,
+        dtype='float32',
+        diffusion=QUICK,
+    )
+    deployment = replace(deployment, **changes)
+    return build(checkpoint or tiny.run, deployment, method, settings or {}, **tiny.sizes)
+
+
+def observation(
+    seed: int = 0, instruction: str = 'pick up the red block', stamp_ns: int = 0
+) -> Observation:
+    rgb = np.random.default_rng(seed).integers(0, 256, (56, 56, 3), dtype=np.uint8)
+    images = {'head': CameraImage(rgb, 'head', stamp_ns)}
+    return Observation(images, ArmState(np.zeros(7), stamp_ns), instruction, stamp_ns)
+
+
+def pixels_of(seen: Observation) -> torch.Tensor:
+    rgb = torch.from_numpy(seen.images['head'].rgb).permute(2, 0, 1).float() / 255
+    towers = [
+        (rgb - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+        for mean, std in zip(MEAN, STD, strict=True)
+    ]
+    return torch.cat(towers)[None]
+
+
+def embeddings_of(tiny: SimpleNamespace, seen: Observation) -> torch.Tensor:
+    return tiny.reference.embed(pixels_of(seen), torch.cat([IDS, torch.tensor([[2]])], dim=1))
+
+
+def physical(tiny: SimpleNamespace, normalised: torch.Tensor) -> np.ndarray:
+    clipped = normalised.double().clamp(-1, 1).numpy()
+    actions = 0.5 * (clipped + 1) * (tiny.q99 - tiny.q01) + tiny.q01
+    actions[:, 6] = clipped[:, 6] >= 0.5
+    return actions
+
+
+# -- exactness ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_step_equals_plain_torch(cogact_tiny: SimpleNamespace) -> None:
+    tested = policy(cogact_tiny)
+    tiny, shares = cogact_tiny, np.array(signal_shares())
+    for step in range(2):
+        seen = observation(seed=step)
+        hidden = tiny.reference.hidden(embeddings_of(tiny, seen))
+        noise = tested._noise_of(step)[0]
+        sampled = tiny.reference.sample(hidden[-1], noise, (50, 0), 1.5, shares)
+        got = tested.predict(seen).chunk
+        assert got.positions.shape == (16, 7) and got.joint_names == JOINTS
+        np.testing.assert_allclose(got.positions, physical(tiny, sampled), atol=1e-5)
+        other_row = tiny.reference.sample(hidden[-2], noise, (50, 0), 1.5, shares)
+        assert np.abs(got.positions - physical(tiny, other_row)).max() > 1e-2
+
+
+def test_layout_is_that_of_upstream() -> None:
+    layout = cogact_layout((ViewGrid('head', 16, 16),), 25)
+    assert layout.length == 256 + 25 + 1
+    assert (layout.visual.start, layout.visual.stop) == (1, 257)
+    assert (layout.text.start, layout.text.stop) == (257, 281)
+    assert layout.query_positions('action') == layout.query_positions('last')
+
+
+@torch.no_grad()
+def test_leaving_equals_being_masked(cogact_tiny: SimpleNamespace) -> None:
+    tested, seen = policy(cogact_tiny), observation()
+    layout = cogact_layout((ViewGrid('head', 4, 4),), IDS.shape[1])
+    pruner = build_pruner('fastv', cogact_tiny.n_layers, retention_ratio=0.25, pruning_layer=3)
+    visual = tested.model.network.encode_images(pixels_of(seen))
+    out, cognition = read_cognition(
+        tested.model, visual, IDS, layout, pruner, instruction_key='x', step=0
+    )
+    masked = tuple(set(range(layout.length)) - set(out.kept_positions.tolist()))
+    assert len(masked) == 12
+    embeddings = embeddings_of(cogact_tiny, seen)
+    expected = cogact_tiny.reference.hidden(embeddings, masked)[-1]
+    assert (cognition[0] - expected).abs().max() < 1e-5
+    unpruned = cogact_tiny.reference.hidden(embeddings)[-1]
+    assert (cognition[0] - unpruned).abs().max() > 1e-2
+    all_see_all = cogact_tiny.reference.hidden(embeddings, masked, causal=False)[-1]
+    assert (cognition[0] - all_see_all).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_retention_one_equals_unpruned_bit_for_bit(
+    cogact_tiny: SimpleNamespace, method: str
+) -> None:
+    settings = {'retention_ratio': 1.0} if 'retention_ratio' in accepted_settings(method) else {}
+    tested, full = policy(cogact_tiny, method, settings), policy(cogact_tiny)
+    for seed in range(2):
+        a, b = tested.predict(observation(seed)), full.predict(observation(seed))
+        assert np.array_equal(a.chunk.positions, b.chunk.positions)
+
+
+def test_a_pruned_step_keeps_the_stated_number(cogact_tiny: SimpleNamespace) -> None:
+    settings = {'retention_ratio': 0.25, 'similarity_threshold': 0.0}
+    tested = policy(cogact_tiny, 'safe_pruner', settings)
+    first, second = (tested.predict(observation(seed)) for seed in range(2))
+    assert first.trace.keyframe_reason == 'first step' and first.trace.n_retained == 16
+    assert not second.trace.is_key_timestep and second.trace.n_retained == 4
+    stages = {'preprocess', 'vision', 'shallow', 'scoring', 'deep', 'head', 'total'}
+    assert set(second.latency_ms) == stages
+    changed = tested.predict(observation(instruction='pick up the blue block'))
+    assert changed.trace.keyframe_reason == 'instruction changed'
+
+
+@torch.inference_mode()
+def test_guidance_batches_the_condition_first(cogact_tiny: SimpleNamespace) -> None:
+    """Equals two passes one by one; with the halves exchanged it would not."""
+    tested = policy(cogact_tiny)
+    dit, noise, shares = tested.model.dit, tested._noise_of(0), np.array(signal_shares())
+    cognition = torch.from_numpy(cogact_tiny.golden['cognition'])[None]
+    steps, reference = (75, 50, 25, 0), cogact_tiny.reference
+    got = DDIMSampler(dit, 4, 2.5).sample(cognition, noise)
+    expected = reference.sample(cognition[0], noise[0], steps, 2.5, shares)
+    assert (got - expected).abs().max() < 1e-5
+    # c + s (u - c) = u + (1 - s) (c - u)
+    swapped = reference.sample(cognition[0], noise[0], steps, 1 - 2.5, shares)
+    assert (got - swapped).abs().max() > 1e-2
+    alone = DDIMSampler(dit, 4, 1.0).sample(cognition, noise)
+    unguided = reference.sample(cognition[0], noise[0], steps, 1, shares)
+    assert (alone - unguided).abs().max() < 1e-5
+    assert (alone - got).abs().max() > 1e-2
+
+
+def test_bfloat16_keeps_the_action_model_in_float32(cogact_tiny: SimpleNamespace) -> None:
+    exact = policy(cogact_tiny).predict(observation()).chunk.positions
+    rounded = policy(cogact_tiny, dtype='bfloat16')
+    assert rounded.model.network.dtype is torch.bfloat16
+    assert rounded.model.network.decoder.rotary_emb.inv_freq.dtype is torch.float32
+    assert {p.dtype for p in rounded.model.dit.parameters()} == {torch.float32}
+    got = rounded.predict(observation()).chunk.positions
+    assert 0 < np.abs(got - exact)[:, :6].max() < 0.2
+
+
+def test_run_pruned_is_told_that_the_mask_is_causal(
+    cogact_tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {}
+
+    def spy(*args: object, **kwargs: object) -> object:
+        told.update(kwargs)
+        return run_pruned(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr('safe_pruner_ros.policies.cogact.run_pruned', spy)
+    policy(cogact_tiny).predict(observation())
+    assert told['causal'] is True and told['observe'] is False
+
+
+# -- noise, episodes, ensemble --------------------------------------------------------------------
+
+
+def test_an_episode_repeats_and_its_steps_differ(cogact_tiny: SimpleNamespace) -> None:
+    tested = policy(cogact_tiny)
+    episode = [tested.predict(observation()).chunk.positions for _ in range(3)]
+    tested.reset()
+    again = [tested.predict(observation()).chunk.positions for _ in range(3)]
+    other = policy(cogact_tiny, diffusion=replace(QUICK, seed=1))
+    for k in range(3):
+        assert np.array_equal(episode[k], again[k])
+        assert np.abs(episode[k] - other.predict(observation()).chunk.positions).max() > 1e-2
+    assert np.abs(episode[0] - episode[1]).max() > 1e-2
+    torch.manual_seed(5)  # nobody else's generator has a say
+    tested.reset()
+    assert np.array_equal(tested.predict(observation()).chunk.positions, episode[0])
+
+
+def test_chunks_are_averaged_where_they_meet_in_time(cogact_tiny: SimpleNamespace) -> None:
+    """The second query comes three periods after the first: its row j meets row j + 3."""
+    ensemble = replace(QUICK, ensemble_horizon=2, ensemble_alpha=0.7)
+    alone = policy(cogact_tiny)
+    tested = policy(cogact_tiny, diffusion=ensemble)
+    stamps = [0, 3 * PERIOD_NS + PERIOD_NS // 3, 40 * PERIOD_NS]
+    plain = [alone.predict(observation(k, stamp_ns=t)) for k, t in enumerate(stamps)]
+    first, second, third = (
+        tested.predict(observation(k, stamp_ns=t)) for k, t in enumerate(stamps)
+    )
+    old, new = plain[0].chunk.positions, plain[1].chunk.positions
+    assert np.array_equal(first.chunk.positions, old)
+    for row in range(16):
+        if row + 3 >= 16:
+            expected = new[row]
+        else:
+            a, b = new[row], old[row + 3]
+            cosine = a @ b / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-7)
+            itself = a @ a / (a @ a + 1e-7)
+            weight = np.exp(0.7 * cosine) / (np.exp(0.7 * cosine) + np.exp(0.7 * itself))
+            expected = (1 - weight) * a + weight * b
+        np.testing.assert_allclose(second.chunk.positions[row, :6], expected[:6], atol=1e-12)
+    assert set(second.chunk.positions[:, 6]) <= {0.0, 1.0}
+    assert np.array_equal(third.chunk.positions, plain[2].chunk.positions)
+
+
+def test_the_ensemble_forgets(cogact_tiny: SimpleNamespace) -> None:
+    """A new episode, another instruction, a clock that goes back."""
+    ensemble = replace(QUICK, ensemble_horizon=7)
+    blue = 'pick up the blue block'
+    changes = {
+        'instruction': observation(1, blue, PERIOD_NS),
+        'reset': observation(1, stamp_ns=PERIOD_NS),
+        'clock': observation(1, stamp_ns=-PERIOD_NS),
+    }
+    for what, seen in changes.items():
+        tested, alone = policy(cogact_tiny, diffusion=ensemble), policy(cogact_tiny)
+        for each in (tested, alone):
+            each.predict(observation())
+            if what == 'reset':
+                each.reset()
+        got, expected = tested.predict(seen), alone.predict(seen)
+        assert np.array_equal(got.chunk.positions, expected.chunk.positions), what
+    blended = policy(cogact_tiny, diffusion=ensemble)
+    blended.predict(observation())
+    got = blended.predict(observation(1, stamp_ns=PERIOD_NS)).chunk.positions
+    plain = policy(cogact_tiny)
+    plain.predict(observation())
+    single = plain.predict(observation(1, stamp_ns=PERIOD_NS)).chunk.positions
+    assert np.abs(got - single).max() > 1e-2
+
+
+def test_an_audit_repeats_the_step_and_leaves_no_trace(cogact_tiny: SimpleNamespace) -> None:
+    joined = replace(QUICK, ensemble_horizon=2)
+    pruned = {'retention_ratio': 0.25, 'similarity_threshold': 0.0}
+    seen = [observation(k, stamp_ns=k * PERIOD_NS) for k in range(4)]
+    for method, settings in (('safe_pruner', pruned), ('unpruned', {})):
+        audited = policy(cogact_tiny, method, settings, diffusion=joined)
+        alone = policy(cogact_tiny, method, settings, diffusion=joined)
+        for each in seen:
+            got, expected = audited.predict(each), alone.predict(each)
+            assert np.array_equal(got.chunk.positions, expected.chunk.positions)
+            audit = audited.predict_unpruned(each)
+            assert audit.trace.n_retained == 16
+            is_same = np.array_equal(audit.chunk.positions, got.chunk.positions)
+            assert is_same == (got.trace.n_retained == 16)
+
+
+@pytest.mark.parametrize('broken', ['action model', 'decoder'])
+def test_nan_stops_the_step_and_leaves_no_trace(cogact_tiny: SimpleNamespace, broken: str) -> None:
+    tested = policy(cogact_tiny, 'safe_pruner', diffusion=replace(QUICK, ensemble_horizon=2))
+    fresh = policy(cogact_tiny, 'safe_pruner', diffusion=replace(QUICK, ensemble_horizon=2))
+    model = tested.model
+    weight = {
+        'action model': model.dit.final_layer.linear.bias,
+        'decoder': model.network.decoder.norm.weight,
+    }[broken]
+    saved = weight.clone()
+    with torch.no_grad():
+        weight[3] = float('nan')
+    with pytest.raises(PolicyOutputError, match='NaN'):
+        tested.predict(observation())
+    with torch.no_grad():
+        weight.copy_(saved)
+    for seed in range(2):
+        seen = observation(seed, stamp_ns=seed * PERIOD_NS)
+        got, expected = tested.predict(seen), fresh.predict(seen)
+        assert got.trace.keyframe_reason == expected.trace.keyframe_reason
+        assert np.array_equal(got.chunk.positions, expected.chunk.positions)
+
+
+# -- actions on the robot -------------------------------------------------------------------------
+
+
+def test_grippers_are_what_the_statistics_leave_raw() -> None:
+    """Wherever they stand, as on two arms; the others are clipped before they get their unit."""
+    mask = np.array([True, False, True, False])
+    action_range = Range(np.full(4, -2.0), np.full(4, 4.0), mask)
+    got = to_physical([[3.0, 0.49, -0.5, 0.5], [-9.0, 7.0, 1.0, -7.0]], action_range)
+    np.testing.assert_allclose(got, [[4.0, 0.0, -0.5, 1.0], [-2.0, 1.0, 4.0, 0.0]])
+
+
+def test_delta_actions_and_the_sense_of_the_gripper(cogact_tiny: SimpleNamespace) -> None:
+    plain = policy(cogact_tiny).predict(observation()).chunk.positions
+    grip = ActionDimension('grip', scale=-1.0, offset=1.0)  # upstream opens with 1
+    layout = ActionLayout((*(ActionDimension(name, 'delta') for name in JOINTS[:6]), grip))
+    got = policy(cogact_tiny, actions=layout).predict(observation()).chunk.positions
+    np.testing.assert_allclose(got[:, :6], plain[:, :6].cumsum(axis=0))
+    np.testing.assert_allclose(got[:, 6], 1 - plain[:, 6])
+
+
+def test_what_does_not_fit_is_refused_with_both_sides(cogact_tiny: SimpleNamespace) -> None:
+    for changes, complaint in [
+        ({'views': ('a', 'b')}, 'reads 1 image'),
+        ({'proprioception': ('a',)}, 'reads no proprioception'),
+        ({'actions': absolute('abc')}, r'7 dimensions.* drives 3 joints'),
+        ({'chunk_size': 8}, 'gives 16 actions a query, got chunk_size 8; leave it out'),
+        ({'prompt': 'text'}, "'cogact' reads no prompt"),
+        ({'statistics_key': 'bridge'}, r"'bridge'; choose from \['fractal20220817_data'\]"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            policy(cogact_tiny, **changes)
+
+
+def test_chunks_that_count_from_their_own_query_are_not_averaged(
+    cogact_tiny: SimpleNamespace,
+) -> None:
+    layout = ActionLayout(tuple(ActionDimension(name, 'delta_from_state') for name in JOINTS))
+    joined = replace(QUICK, ensemble_horizon=2)
+    with pytest.raises(ValueError, match=r"'a', .*cannot be averaged; set diffusion.ensemble_h"):
+        policy(cogact_tiny, actions=layout, diffusion=joined)
+    policy(cogact_tiny, actions=layout, diffusion=QUICK)
+
+
+def test_bad_observations_are_refused(cogact_tiny: SimpleNamespace) -> None:
+    tested, seen = policy(cogact_tiny), observation()
+    with pytest.raises(InstructionError, match='empty'):
+        tested.check_instruction(' \n')
+    with pytest.raises(ValueError, match=r"misses \['head'\]"):
+        tested.predict(replace(seen, images={}))
+    with pytest.raises(ValueError, match='reads 7 joints'):
+        tested.predict(replace(seen, state=ArmState(np.zeros(3), 7)))
