@@ -49,8 +49,8 @@ class DiffusionSettings:
             raise ValueError(
                 f'ensemble_horizon must be at least 1, got {self.ensemble_horizon}; 1 is none'
             )
-        if not (math.isfinite(self.ensemble_alpha) and self.ensemble_alpha >= 0):
-            raise ValueError(f'ensemble_alpha must be at least 0, got {self.ensemble_alpha}')
+        if not 0 <= self.ensemble_alpha <= 100:  # its exponential must stay finite
+            raise ValueError(f'ensemble_alpha must be in [0, 100], got {self.ensemble_alpha}')
         if self.seed < 0:
             raise ValueError(f'seed must be at least 0, got {self.seed}')
 

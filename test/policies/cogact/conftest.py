@@ -23,9 +23,11 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel
 
-from safe_pruner_ros.policies.cogact_dit import DiTSize
+from safe_pruner_ros.policies.cogact_checkpoint import BASE_VLMS
+from safe_pruner_ros.policies.cogact_dit import DIT_SIZES, DiTSize
 from safe_pruner_ros.policies.openvla_network import NetworkSize
 
+POLICY_FILES = Path(__file__).parents[3] / 'config' / 'policies'
 GOLDEN = Path(__file__).parents[1] / 'golden_cogact'
 WIDTH, N_LAYERS = 32, 6
 SMALL_DIT = DiTSize(48, 3, 4)
@@ -68,7 +70,7 @@ def seeded(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(noise.astype(np.float32))
 
 
-def official_state(*, is_small: bool) -> dict[str, dict[str, torch.Tensor]]:
+def official_state(*, is_small: bool, n_actions: int = 7) -> dict[str, dict[str, torch.Tensor]]:
     state: dict[str, dict[str, torch.Tensor]] = {}
     for name, shape in json.loads((GOLDEN / 'names.json').read_text()).items():
         part, _, rest = name.partition('.')
@@ -76,7 +78,7 @@ def official_state(*, is_small: bool) -> dict[str, dict[str, torch.Tensor]]:
             block = rest.split('.')[2] if rest.startswith('net.blocks.') else '0'
             if int(block) >= SMALL_DIT.depth:
                 continue
-            shape = [FROM_DIT_S.get(n, n) for n in shape]
+            shape = [FROM_DIT_S.get(n, n_actions if n == 7 else n) for n in shape]
         state.setdefault(part, {})[rest] = seeded(name, tuple(shape))
     return state
 
@@ -164,13 +166,18 @@ class Reference:
         return x
 
 
-def write_run(run: Path, state: dict[str, dict[str, torch.Tensor]], tokenizer: Path) -> Path:
+def write_run(
+    run: Path,
+    state: dict[str, dict[str, torch.Tensor]],
+    tokenizer: Path,
+    action: dict[str, list[float]] | None = None,
+) -> Path:
     """The .pt file in it."""
     weights = run / 'checkpoints' / 'step-000010-epoch-00-loss=0.1.pt'
     weights.parent.mkdir(parents=True)
     torch.save({'model': state}, weights)
     (run / 'config.json').write_text(json.dumps({'vla': {'base_vlm': 'tiny'}, 'seed': 42}))
-    action = {'q01': Q01, 'q99': Q99, 'mask': [True] * 6 + [False]}
+    action = action or {'q01': Q01, 'q99': Q99, 'mask': [True] * 6 + [False]}
     statistics = {'fractal20220817_data': {'action': action, 'num_transitions': 3}}
     (run / 'dataset_statistics.json').write_text(json.dumps(statistics))
     shutil.copy(tokenizer, run)
@@ -207,3 +214,26 @@ def cogact_tiny(
         q99=np.array(Q99),
         statistics_key='fractal20220817_data',
     )
+
+
+@pytest.fixture
+def two_arms(
+    tmp_path: Path, cogact_tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> SimpleNamespace:
+    """``run``: a checkpoint of sixteen actions, two of them grippers; ``policy_file``: the shipped
+    one for it. The tiny sizes count as published ones."""
+    monkeypatch.setitem(BASE_VLMS, 'tiny', cogact_tiny.sizes['base_vlms']['tiny'])
+    monkeypatch.setitem(DIT_SIZES, 'tiny', SMALL_DIT)
+    is_gripper = [k in (7, 15) for k in range(16)]
+    action = {
+        'q01': [0.0 if gripper else -1.0 for gripper in is_gripper],
+        'q99': [1.0 if gripper else 1.2 for gripper in is_gripper],
+        'mask': [not gripper for gripper in is_gripper],
+    }
+    state, tokenizer = official_state(is_small=True, n_actions=16), cogact_tiny.run
+    write_run(tmp_path / 'run', state, tokenizer / 'tokenizer.json', action)
+    text = (POLICY_FILES / 'cogact.yaml').read_text()
+    assert "checkpoint: ''" in text
+    policy_file = tmp_path / 'cogact.yaml'
+    policy_file.write_text(text.replace("checkpoint: ''", f'checkpoint: {tmp_path / "run"}'))
+    return SimpleNamespace(run=tmp_path / 'run', policy_file=policy_file, is_gripper=is_gripper)

@@ -121,7 +121,8 @@ def test_settings_come_from_plain_values(cogact_tiny: SimpleNamespace) -> None:
         ({'guidance_scale': 0.5}, 'guidance_scale must be at least 1, got 0.5'),
         ({'guidance_scale': float('nan')}, 'guidance_scale .* got nan'),
         ({'ensemble_horizon': 0}, 'ensemble_horizon must be at least 1'),
-        ({'ensemble_alpha': -1}, 'ensemble_alpha must be at least 0'),
+        ({'ensemble_alpha': -1}, r'ensemble_alpha must be in \[0, 100\], got -1'),
+        ({'ensemble_alpha': float('nan')}, 'ensemble_alpha .* got nan'),
         ({'seed': -1}, 'seed must be at least 0'),
     ]:
         with pytest.raises(ValueError, match=complaint):
