@@ -87,6 +87,10 @@ class CogACTFiles(OpenVLAFiles):
         return ImageProcessor(size, MEAN, STD, self.deployment.image_chain)
 
     def modules(self) -> list[nn.Module]:
+        return self._modules
+
+    @cached_property
+    def _modules(self) -> list[nn.Module]:
         dit = self.weights.dit(self.size.decoder.hidden_size)
         return [dit, self.weights.network(self.size)]
 
