@@ -35,7 +35,7 @@ def main(arguments: argparse.Namespace, config: Config, cells: tuple[Cell, ...])
             settings,
             policy.checkpoint,
             policy.device,
-            policy.deployment.values(),
+            policy.deployment_values(),
         )
 
     limits = Limits(**{item.name: getattr(arguments, item.name) for item in fields(Limits)})

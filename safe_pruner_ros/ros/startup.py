@@ -38,7 +38,7 @@ def build_configured_policy(config: Config) -> Policy:
             settings,
             policy.checkpoint,
             policy.device,
-            policy.deployment.values(),
+            policy.deployment_values(),
         )
     except (ValueError, FileNotFoundError) as error:  # the package's word for wrong requests
         raise ConfigError(str(error)) from error

@@ -87,6 +87,12 @@ class PolicyConfig:
         if not self.name:
             raise ConfigError('policy.name must not be empty; use embedded')
 
+    def deployment_values(self) -> dict[str, Any]:
+        """`DeploymentConfig.values` with the period that actions are executed in: a policy that
+        joins chunks over time (CogACT) must know slow motion."""
+        values = self.deployment.values()
+        return {**values, 'period_s': self.period_s} if values and self.period_s else values
+
 
 @dataclass(frozen=True)
 class PrunerConfig:

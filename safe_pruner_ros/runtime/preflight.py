@@ -74,7 +74,9 @@ def check_config(config: Config) -> Iterator[Finding]:
 
     yield ask('names', fit)
     try:
-        files = open_checkpoint(policy.name, policy.checkpoint, policy.device, deployment.values())
+        files = open_checkpoint(
+            policy.name, policy.checkpoint, policy.device, policy.deployment_values()
+        )
     except (ValueError, FileNotFoundError) as error:
         yield Finding('problem', 'checkpoint', str(error))
         return

@@ -119,6 +119,10 @@ def test_deployment_settings_are_those_of_the_policies():
         ('head',), ActionLayout((ActionDimension('a', 'delta', -1.0, 1.0, True),)), '', 0.1
     )
     assert read_deployment(plain.values()) == expected
+    assert c.PolicyConfig(deployment=plain).deployment_values() == plain.values()
+    slow = c.PolicyConfig(deployment=plain, period_s=0.4).deployment_values()
+    assert slow == {**plain.values(), 'period_s': 0.4}
+    assert c.PolicyConfig(period_s=0.4).deployment_values() == {}
     with pytest.raises(c.ConfigError, match='scale of joint'):
         c.ActionDimensionConfig('a', scale=0.0)
 
