@@ -31,14 +31,16 @@ def attention_saliency(
     ``visible`` bool [R, S], default all, says which keys a row may see (causal models).
     ``per_query`` keeps the rows apart: [R, V] instead of [V].
     """
-    grouped = query.float().reshape(key.shape[0], -1, *query.shape[1:])  # [H_kv, H / H_kv, R, d]
-    logits = torch.matmul(grouped, key.float()[:, None].transpose(2, 3)) * scaling
+    # The heads that share a key head become rows of one product: no key is repeated.
+    grouped = query.float().reshape(key.shape[0], -1, query.shape[2])  # [H_kv, H / H_kv * R, d]
+    logits = torch.matmul(grouped * scaling, key.float().transpose(1, 2))
+    logits = logits.view(*query.shape[:2], -1)
     if visible is not None:
         logits = logits.masked_fill(~visible, float('-inf'))
     # Eq. 1 over ALL keys, then the visual columns: text competes for the attention mass, and
     # that mass weighs the layers against each other in Eq. 4 and 5.
     attention = torch.softmax(logits, dim=-1)[..., visual]
-    return attention.mean(dim=(0, 1)) if per_query else attention.mean(dim=(0, 1, 2))  # Eq. 2
+    return attention.mean(dim=0) if per_query else attention.mean(dim=(0, 1))  # Eq. 2
 
 
 def transfer(

@@ -9,7 +9,8 @@ keys and values of an earlier step stay (`reused_layers.py`).
 Works with layers shaped like transformers' LlamaDecoderLayer (Llama, Gemma): `input_layernorm`,
 `self_attn` with `q_proj` and `k_proj`, rotary positions. No hook is placed, no attribute is set,
 and no attention map is asked for: ``output_attentions`` would force slow attention everywhere.
-Saliency recomputes the few query rows it needs (`measure_saliency`).
+Saliency recomputes the few query rows it needs (`measure_saliency`) and takes the keys that the
+layer hands to its cache.
 
 Trap: an attention mask of None means "all tokens" to transformers' eager attention and "causal"
 to its SDPA attention. So ``is_causal`` is always said, and eager gets its mask.
@@ -36,6 +37,7 @@ from safe_pruner_ros.core.pruner import (
 )
 from safe_pruner_ros.core.saliency import attention_saliency
 from safe_pruner_ros.core.tokens import QueryGroup, Span, TokenLayout
+from safe_pruner_ros.policies.layer_stack import LayerRun, LayerStack
 from safe_pruner_ros.policies.policy import LayerTokens, PolicyOutputError
 from safe_pruner_ros.policies.reused_layers import run_reusing
 
@@ -104,42 +106,45 @@ def run_pruned(
     ValueError : layers, layout and embeddings do not fit together.
     PolicyOutputError : the hidden states are not finite; the pruner has not observed the step.
     """
-    is_eager = _check(layers, embeddings, position_ids, layout, pruner)
-    clock = _StageClock(embeddings.device)
+    is_eager = check_decoder(layers, embeddings, position_ids, layout, pruner)
+    clock = StageClock(embeddings.device)
     cos_sin = rotary(embeddings, position_ids)
-    stack = _Stack(layers, cos_sin, position_ids, causal, is_eager, past_key_values)
+    stack = LayerStack(layers, cos_sin, position_ids, causal, is_eager, past_key_values)
     if features is None:
         features = embeddings[0, layout.visual.start : layout.visual.stop]
 
     measured: dict[SaliencyRequest, torch.Tensor] = {}
-    shallow_inputs: list[torch.Tensor] = []  # references only, for deep_requests below the cut
+    shallow_runs: list[LayerRun] = []  # references only, for deep_requests below the cut
     seen = layout  # where the tokens sit that a layer sees
     deep_requests = pruner.deep_requests
 
-    def measure(requests: Sequence[SaliencyRequest], layer: int, hidden: torch.Tensor) -> None:
+    def measure(requests: Sequence[SaliencyRequest], layer: int, run: LayerRun) -> None:
         for request in requests:
             if request.layer == layer and request not in measured:
                 measured[request] = measure_saliency(
                     layers[layer],
-                    hidden,
+                    run.inputs,
                     *stack.rotary,
                     seen,
                     request.queries,
                     causal=causal,
                     per_query=request.per_query,
+                    key=run.key,
                 )
                 if seen is not layout:
                     assert plan.retained is not None
                     index = plan.retained.visual_index
-                    measured[request] = _at_visual_index(measured[request], index, layout)
+                    measured[request] = at_visual_index(measured[request], index, layout)
 
     hidden = embeddings
     for index in range(pruner.pruning_layer):
-        shallow_inputs.append(hidden)
-        with clock.stage('scoring'):
-            measure(pruner.shallow_requests, index, hidden)
         with clock.stage('shallow'):
-            hidden = stack.run_layer(index, hidden)
+            run = stack.run_layer(index, hidden)
+        hidden = run.output
+        shallow_runs.append(run)
+        if any(request.layer == index for request in pruner.shallow_requests):
+            with clock.stage('scoring'):
+                measure(pruner.shallow_requests, index, run)
 
     with clock.stage('scoring'):
         context = StepContext(
@@ -154,29 +159,30 @@ def run_pruned(
         plan = pruner.plan(context)
         if plan.retained is not None:
             deep_requests = tuple(r for r in deep_requests if r.on_pruned_steps)
-        for index, shallow_input in enumerate(shallow_inputs):
-            measure(deep_requests, index, shallow_input)
+        for index, run in enumerate(shallow_runs):
+            measure(deep_requests, index, run)
 
     entropy, record = None, None
     layer_tokens = [LayerTokens(layout.n_visual, layout.n_visual)] * pruner.pruning_layer
     if plan.reuse is not None:
-        run = run_reusing(
+        reused = run_reusing(
             layers,
             cos_sin,
             position_ids,
             layout,
             plan.reuse,
             deep_requests,
-            shallow_inputs,
+            [run.inputs for run in shallow_runs],
             hidden,
             clock.stage,
             causal=causal,
             is_eager=is_eager,
             past_key_values=past_key_values,
         )
-        hidden, kept_positions, layer_tokens = run.hidden, run.positions, layer_tokens + run.tokens
-        entropy, record = run.entropy, run.record
-        measured.update(run.saliency)
+        hidden, kept_positions = reused.hidden, reused.positions
+        layer_tokens = layer_tokens + reused.tokens
+        entropy, record = reused.entropy, reused.record
+        measured.update(reused.saliency)
     else:
         with clock.stage('scoring'):
             if plan.retained is None:
@@ -187,12 +193,13 @@ def run_pruned(
                 stack.keep(kept_positions)
                 seen = layout.shortened(len(plan.retained))
         for index in range(pruner.pruning_layer, len(layers)):
+            with clock.stage('deep'):
+                run = stack.run_layer(index, hidden)
+            hidden = run.output
+            layer_tokens.append(LayerTokens(seen.n_visual, seen.n_visual))
             if any(request.layer == index for request in deep_requests):
                 with clock.stage('scoring'):
-                    measure(deep_requests, index, hidden)
-            with clock.stage('deep'):
-                hidden = stack.run_layer(index, hidden)
-            layer_tokens.append(LayerTokens(seen.n_visual, seen.n_visual))
+                    measure(deep_requests, index, run)
     with clock.stage('deep'):
         hidden = norm(hidden)
         is_finite = bool(torch.isfinite(hidden).all())  # waits until the device is done
@@ -220,25 +227,29 @@ def measure_saliency(
     *,
     causal: bool,
     per_query: bool = False,
+    key: Float[torch.Tensor, 'H_kv S d'] | None = None,
 ) -> Float[torch.Tensor, '*rows V']:
     """Saliency at the attention of one ``layer`` whose input is ``hidden`` (Eq. 1, 2).
 
     ``layout`` is that of ``hidden``: behind the cut, `TokenLayout.shortened`. Equals the layer's
-    own attention map, averaged, at the cost of the query rows alone: q for those, k for all. The
-    layer's attention kernel stays as it is.
+    own attention map, averaged, at the cost of the query rows alone. ``key``: what the layer
+    attended to, rotated; computed anew when None. The layer's attention kernel stays as it is.
     """
     attention = layer.self_attn
-    normed = layer.input_layernorm(hidden)[0]
     rows = layout.query_positions(queries)
-    query = attention.q_proj(normed[rows]).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
-    key = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+    asking = layer.input_layernorm(hidden[:, rows])[0]
+    query = attention.q_proj(asking).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+    if key is None:
+        key = attention.k_proj(layer.input_layernorm(hidden)[0])
+        key = key.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+        key = rotate(key, cos[0], sin[0])
     visible = None
     if causal:
         position = torch.arange(layout.length, device=hidden.device)
         visible = position[None, :] <= position[rows, None]
     return attention_saliency(
         rotate(query, cos[0, rows], sin[0, rows]),
-        rotate(key, cos[0], sin[0]),
+        key,
         slice(layout.visual.start, layout.visual.stop),
         attention.scaling,
         visible,
@@ -246,7 +257,7 @@ def measure_saliency(
     )
 
 
-def _at_visual_index(
+def at_visual_index(
     saliency: torch.Tensor, visual_index: torch.Tensor, layout: TokenLayout
 ) -> torch.Tensor:
     """Saliency [..., K] of retained tokens -> [..., V]; the tokens that have left read 0."""
@@ -260,54 +271,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-class _Stack:
-    """Calls layers with the positions and the mask of the tokens that are left."""
-
-    def __init__(
-        self,
-        layers: Sequence[nn.Module],
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        position_ids: torch.Tensor,
-        causal: bool,
-        is_eager: bool,
-        past_key_values: Any,
-    ) -> None:
-        self.rotary = rotary
-        self._layers, self._position_ids = layers, position_ids
-        self._causal, self._is_eager = causal, is_eager
-        self._past_key_values = past_key_values
-        self._mask = self._build_mask()
-
-    def keep(self, positions: torch.Tensor) -> None:
-        """Only these rows go on; the mask is built anew, the full one would not fit."""
-        cos, sin = self.rotary
-        self.rotary = (cos.index_select(1, positions), sin.index_select(1, positions))
-        self._position_ids = self._position_ids.index_select(1, positions)
-        self._mask = self._build_mask()
-
-    def run_layer(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self._layers[index](
-            hidden,
-            attention_mask=self._mask,
-            position_ids=self._position_ids,
-            past_key_values=self._past_key_values,
-            use_cache=self._past_key_values is not None,
-            position_embeddings=self.rotary,
-            is_causal=self._causal,
-        )
-        return output
-
-    def _build_mask(self) -> torch.Tensor | None:
-        if not (self._causal and self._is_eager):
-            return None
-        cos, _ = self.rotary
-        length = cos.shape[1]
-        lowest = torch.finfo(cos.dtype).min
-        mask = torch.full((length, length), lowest, dtype=cos.dtype, device=cos.device)
-        return mask.triu(1)[None, None]
-
-
-class _StageClock:
+class StageClock:
     """Adds up wall time by stage; stages follow each other without a gap.
 
     A GPU runs behind the host, so there stages end with an event in its own stream, and `read_ms`
@@ -342,7 +306,7 @@ class _StageClock:
         return total
 
 
-def _check(
+def check_decoder(
     layers: Sequence[nn.Module],
     embeddings: torch.Tensor,
     position_ids: torch.Tensor,
