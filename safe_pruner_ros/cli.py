@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_benchmark(commands)
+    _add_flops(commands)
     _add_replay(commands)
     _add_preflight(commands)
     return parser
@@ -310,7 +311,24 @@ def _add_benchmark(commands: Any) -> None:
         'benchmark',
         _benchmark,
         'latency of a policy step, unpruned and pruned side by side in one run',
-        'With --ros: what the node adds, from camera to command, without a model.',
+        'With --model: a big policy with random weights. With --ros: what the node adds, from '
+        'camera to command, without a model.',
+    )
+    parser.add_argument(
+        '--model', default='', help='openvla, openvla_oft, pi05 or embedded, with random weights'
+    )
+    parser.add_argument(
+        '--size', default='small', help='of --model: full, small (full depth and token counts, '
+        'about 100 M parameters) or tiny'
+    )  # fmt: skip
+    parser.add_argument(
+        '--keyframe-share', type=float, default=0.1, help='of --model: share of key timesteps'
+    )
+    parser.add_argument(
+        '--dtype', default='', help='of --model; empty: bfloat16 on a GPU, float32 on a CPU'
+    )
+    parser.add_argument(
+        '--graphs', action='store_true', help='of --model: CUDA graphs beside eager, GPU only'
     )
     parser.add_argument('--method', default='safe_pruner', help='pruning method to compare')
     parser.add_argument('--retention', type=float, default=0.3, help='share of visual tokens kept')
@@ -333,9 +351,44 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         return int(_import_ros('benchmark').main(arguments))
     for name in ('rounds', 'episodes'):
         _at_least(f'--{name}', getattr(arguments, name), 1)
+    if arguments.model:
+        _share('--keyframe-share', arguments.keyframe_share)
+        return int(
+            import_module('safe_pruner_ros.evaluation.model_benchmark.command').main(arguments)
+        )
     policy, configured = _read_policy_file(arguments)
     benchmark = import_module('safe_pruner_ros.evaluation.benchmark')
     return int(benchmark.main(arguments, policy, configured))
+
+
+# ---- flops
+
+
+def _add_flops(commands: Any) -> None:
+    parser = _add(
+        commands,
+        'flops',
+        _flops,
+        "arithmetic of a policy step by stage, beside the paper's figures",
+        'Counted from the published sizes of the models: no weights, no GPU, no run.',
+    )
+    parser.add_argument('--models', default='', help='comma separated; empty: all')
+    parser.add_argument('--methods', default='', help='comma separated; empty: all')
+    parser.add_argument('--retention', default='0.3,0.2,0.1', help='ratios in (0, 1]')
+    parser.add_argument(
+        '--keyframe-share', default='0,0.08', help='shares of key timesteps, comma separated'
+    )
+    parser.add_argument('--gpus', default='', help='for the roofline, comma separated; empty: all')
+    parser.add_argument('--json', action='store_true', help='rows instead of tables')
+
+
+def _flops(arguments: argparse.Namespace) -> int:
+    for name in ('models', 'methods', 'gpus'):
+        setattr(arguments, name, _names(getattr(arguments, name)))
+    ratios = _ratios(arguments.retention)
+    shares = _ratios(arguments.keyframe_share, '--keyframe-share')
+    command = import_module('safe_pruner_ros.evaluation.flops.command')
+    return int(command.main(arguments, ratios, shares))
 
 
 # ---- replay
@@ -444,11 +497,16 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _ratios(text: str) -> list[float]:
+def _ratios(text: str, option: str = '--retention') -> list[float]:
     try:
         return [float(ratio) for ratio in _names(text)]
     except ValueError as error:
-        raise UsageError(f'--retention takes numbers like 0.3,0.1, got {text!r}') from error
+        raise UsageError(f'{option} takes numbers like 0.3,0.1, got {text!r}') from error
+
+
+def _share(option: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UsageError(f'{option} must be in [0, 1], got {value}')
 
 
 def _size(text: str) -> tuple[int, int]:

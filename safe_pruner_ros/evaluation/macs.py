@@ -21,10 +21,11 @@ MacsOfStep = Callable[[PruningTrace], float]
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """``n_tokens``: sequence length of an unpruned step, visual tokens included."""
+    """``n_tokens``: sequence length of an unpruned step, visual tokens included; a mean over
+    prompts need not be whole."""
 
     n_layers: int
-    n_tokens: int
+    n_tokens: float
     width: int
     mlp_width: int
 
@@ -35,7 +36,7 @@ class DecoderShape:
         attention = 4 * n_tokens * self.width**2 + 2 * n_tokens * n_attended * self.width
         return attention + 3 * n_tokens * self.width * self.mlp_width
 
-    def step_macs(self, pruning_layer: int, n_pruned: int) -> int:
+    def step_macs(self, pruning_layer: int, n_pruned: float) -> float:
         """MACs of a step whose layers from ``pruning_layer`` on miss ``n_pruned`` tokens."""
         shallow = pruning_layer * self.layer_macs(self.n_tokens)
         deep = self.n_layers - pruning_layer

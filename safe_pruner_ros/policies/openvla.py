@@ -12,7 +12,7 @@ the mean over the rows of the tokens fed back, on key timesteps only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def decode_actions(
     *,
     instruction_key: Any,
     step: int,
+    run: Callable[..., DecoderOutput] | None = None,
 ) -> tuple[DecoderOutput, Int64[torch.Tensor, ' n']]:
     """(prefill, ids of ``n_actions`` greedy tokens). The last token is never fed back.
 
@@ -64,7 +65,7 @@ def decode_actions(
     decoder, lm_head = network.decoder, network.lm_head
     assert lm_head is not None, 'OpenVLA is loaded with its language-model head'
     cache = DynamicCache()
-    out = run_pruned(
+    out = (run or run_pruned)(
         decoder.layers,
         decoder.rotary_emb,
         decoder.norm,
@@ -191,6 +192,7 @@ class OpenVLAPolicy(OpenVLAFamilyPolicy):
             len(self._range),
             instruction_key=tuple(ids[0].tolist()),
             step=step,
+            run=self.run_decoder,
         )
         size = self._network.size
         return Act(out, ids_to_actions(action_ids, size.vocabulary, size.n_bins)[None])

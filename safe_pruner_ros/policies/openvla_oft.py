@@ -9,7 +9,7 @@ read one row before its placeholder, at the hidden state that would predict it i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,10 +99,11 @@ class OFTModel:
         instruction_key: Any,
         step: int,
         observe: bool = True,
+        run: Callable[..., DecoderOutput] | None = None,
     ) -> tuple[DecoderOutput, Float[torch.Tensor, 'chunk n']]:
         """(decoder run, normalised actions)."""
         decoder = self.network.decoder
-        out = run_pruned(
+        out = (run or run_pruned)(
             decoder.layers,
             decoder.rotary_emb,
             decoder.norm,
@@ -180,6 +181,7 @@ class OpenVLAOFTPolicy(OpenVLAFamilyPolicy):
             instruction_key=tuple(ids[0].tolist()),
             step=step,
             observe=False,
+            run=self.run_decoder,
         )
         return Act(out, actions)
 

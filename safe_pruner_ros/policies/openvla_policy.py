@@ -5,6 +5,7 @@ Subclasses say how a prompt becomes a sequence and hidden states become actions 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
@@ -55,6 +56,10 @@ class OpenVLAFamilyPolicy:
     ) -> None:
         vision = network.size.vision
         self._network, self._processor = network, processor
+        # Seams for `graphed_decoder.use_graphs`; None is `run_pruned`.
+        self.encode_images = network.encode_images
+        self.run_decoder: Callable[..., DecoderOutput] | None = None
+        self.device = network.device
         self._encode_prompt, self._range = encode_prompt, action_range
         self._deployment, self._step = deployment, 0
         self._method, self._settings = method, settings
@@ -115,7 +120,9 @@ class OpenVLAFamilyPolicy:
         pixels = self._pixels(observation)
         measured = self._measured(observation)
         prepared = perf_counter_ns()
-        visual = self._network.encode_images(pixels)
+        visual = self.encode_images(pixels)
+        if device.type == 'cuda':  # the GPU runs behind the host; stages end when it is done
+            torch.cuda.synchronize(device)
         encoded = perf_counter_ns()
         act = self._act(visual, ids, measured, pruner, step)
         chunk = self._chunk(act.actions, measured, observation.stamp_ns)

@@ -11,7 +11,7 @@ in the expert, averaged over the denoising steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter_ns
@@ -61,7 +61,10 @@ class Pi05Policy:
         config = model.config
         self._model, self._prompt, self._statistics = model, prompt, statistics
         self._deployment, self._joints = deployment, deployment.actions
-        self._device = model.projector.weight.device
+        self._device = self.device = model.projector.weight.device
+        # Seams for `graphed_decoder.use_graphs`; None is `run_pruned`.
+        self.encode_images, self.denoise = model.embed_images, model.denoise
+        self.run_decoder: Callable[..., DecoderOutput] | None = None
         self._seed, self._step = seed, 0
         self._layers, self._final_norm = model.prefix_layers(), nn.Identity()
         with torch.inference_mode():
@@ -131,7 +134,7 @@ class Pi05Policy:
         pixels = self._pixels(observation).to(self._device)
         prepared = perf_counter_ns()
 
-        visual = model.embed_images(pixels)
+        visual = self.encode_images(pixels)
         text = model.embed_text(torch.from_numpy(tokens).to(self._device))
         embeddings = torch.cat([visual, text])[None]
         layout = model.layout(self._deployment.views, len(tokens))
@@ -139,7 +142,7 @@ class Pi05Policy:
         self._wait()
         encoded = perf_counter_ns()
 
-        out = run_pruned(
+        out = (self.run_decoder or run_pruned)(
             self._layers,
             model.language_model.rotary_emb,
             self._final_norm,
@@ -158,7 +161,7 @@ class Pi05Policy:
         watcher = None
         if out.plan.retained is None and pruner.deep_requests:
             watcher = ActionSaliency(model, layout, pruner)
-        actions = model.denoise(
+        actions = self.denoise(
             self._noise_of(step),
             cached_keys_values(cache),
             layout.length,

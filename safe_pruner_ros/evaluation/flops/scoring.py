@@ -1,0 +1,105 @@
+"""What choosing tokens costs: saliency, matching and selection, method by method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from safe_pruner_ros.core import catalog
+from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest
+from safe_pruner_ros.core.selection import n_retained
+from safe_pruner_ros.evaluation.flops.shapes import Model
+from safe_pruner_ros.evaluation.flops.work import Operations, linear, product
+
+Plan = Callable[[Model], Operations]
+
+
+def _nothing(_: Model) -> Operations:
+    """Sums, sorts and cosines of a token with itself: no matrix product."""
+    return []
+
+
+def _all_pairs(model: Model) -> Operations:
+    """Each visual token against each: matching, or the distances of a diversity filter."""
+    return [product(model.tokens.visual, model.features, model.tokens.visual)]
+
+
+def _raters(model: Model) -> Operations:
+    """Each visual token against each word, and the raters' weighted sum."""
+    tokens = model.tokens
+    relevance = product(tokens.visual, model.decoder.width, tokens.text)
+    return [relevance, product(1, tokens.text, tokens.visual)]
+
+
+# method -> cost of `Pruner.plan` without the saliency it asked for; whether it has key timesteps.
+_METHODS: dict[str, tuple[Plan, bool]] = {
+    'unpruned': (_nothing, False),
+    'random': (_nothing, False),
+    'fastv': (_nothing, False),
+    'sparsevlm': (_raters, False),
+    'divprune': (_all_pairs, False),
+    'vla_pruner': (_all_pairs, True),
+    'specprune_vla': (_nothing, True),
+    'safe_pruner': (_all_pairs, True),
+}
+
+METHODS = tuple(method for method in catalog.METHODS if method in _METHODS)
+# What these compute depends on what the pictures show, or nobody has counted it yet.
+NOT_COUNTED = tuple(method for method in catalog.METHODS if method not in _METHODS)
+
+
+def check_counted(method: str) -> None:
+    if method not in _METHODS:
+        raise ValueError(f'no count for the method {method!r}; choose from {METHODS}')
+
+
+def has_keyframes(method: str) -> bool:
+    """Does the method run some policy steps in full by its own decision?"""
+    check_counted(method)
+    return _METHODS[method][1]
+
+
+def scoring(model: Model, method: str, pruner: Pruner, *, is_key: bool) -> Operations:
+    """A step's saliency requests and its plan; a key timestep that the plan decided on."""
+    check_counted(method)
+    tokens, cut = model.tokens, pruner.pruning_layer
+    n_pruned = 0
+    if not is_key and method != 'unpruned':
+        n_pruned = tokens.visual - n_retained(tokens.visual, pruner.retention_ratio)
+    deep = [r for r in pruner.deep_requests if is_key or r.on_pruned_steps]
+    deep = [r for r in deep if r not in pruner.shallow_requests]
+    work: Operations = []
+    for request in (*pruner.shallow_requests, *deep):
+        work += _rows(model, request, n_pruned if request.layer >= cut else 0)
+    if is_key:
+        for request in deep:
+            work += _late(model, request)
+    return [*work, *_METHODS[method][0](model)]
+
+
+def _rows(model: Model, request: SaliencyRequest, n_pruned: int) -> Operations:
+    """Queries of the asking rows against keys that the layer has computed anyway."""
+    decoder, rows = model.decoder, model.tokens.rows(request.queries)
+    if request.queries == 'prefill':
+        rows -= n_pruned
+    keys = model.tokens.length - n_pruned
+    return [
+        linear(rows, decoder.width, decoder.query_width),
+        product(rows, decoder.query_width, keys),
+    ]
+
+
+def _late(model: Model, request: SaliencyRequest) -> Operations:
+    if model.late is None or request.queries != 'action':
+        return []
+    late, decoder, work = model.late, model.decoder, []
+    for number in range(late.passes):
+        if not late.query_at_hand:
+            work.append(linear(late.rows, decoder.width, decoder.query_width))
+        keys = model.tokens.length + late.own_keys(number)
+        work.append(product(late.rows, decoder.query_width, keys))
+    return work
+
+
+def settings_of(method: str, retention_ratio: float) -> dict[str, Any]:
+    return {} if method == 'unpruned' else {'retention_ratio': retention_ratio}
