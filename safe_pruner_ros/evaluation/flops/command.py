@@ -19,6 +19,7 @@ paper's count: multiply-accumulates of the language model's prefill alone, 4nd^2
   SAFE-Pruner's Table 1 in T; Table 2 (CogACT) in % of unpruned, visual matching / variants.
 all stages: what this package runs in one policy step, grouped keys and tokens chosen included,
   absent cameras and padding left out; FLOPs are twice the multiply-accumulates.
+vla_cache: the most it can skip, when nothing but the kept tokens moves.
 roofline: sum over operations of max(FLOPs / peak, bf16 weights / bandwidth); a lower bound."""
 
 

@@ -38,6 +38,7 @@ _METHODS: dict[str, tuple[Plan, bool]] = {
     'fastv': (_nothing, False),
     'sparsevlm': (_raters, False),
     'divprune': (_all_pairs, False),
+    'vla_cache': (_nothing, True),
     'vla_pruner': (_all_pairs, True),
     'specprune_vla': (_nothing, True),
     'safe_pruner': (_all_pairs, True),
@@ -46,6 +47,10 @@ _METHODS: dict[str, tuple[Plan, bool]] = {
 METHODS = tuple(method for method in catalog.METHODS if method in _METHODS)
 # What these compute depends on what the pictures show, or nobody has counted it yet.
 NOT_COUNTED = tuple(method for method in catalog.METHODS if method not in _METHODS)
+
+
+# Skipped tokens keep their keys and values: who computes is fewer, who is attended to is not.
+REUSING = frozenset({'vla_cache'})
 
 
 def check_counted(method: str) -> None:
@@ -69,8 +74,11 @@ def scoring(model: Model, method: str, pruner: Pruner, *, is_key: bool) -> Opera
     deep = [r for r in pruner.deep_requests if is_key or r.on_pruned_steps]
     deep = [r for r in deep if r not in pruner.shallow_requests]
     work: Operations = []
+    n_gone = 0 if method in REUSING else n_pruned
     for request in (*pruner.shallow_requests, *deep):
-        work += _rows(model, request, n_pruned if request.layer >= cut else 0)
+        work += _rows(model, request, n_gone if request.layer >= cut else 0)
+    if method in REUSING:
+        work += _entropy(model, pruner, n_pruned)
     if is_key:
         for request in deep:
             work += _late(model, request)
@@ -87,6 +95,19 @@ def _rows(model: Model, request: SaliencyRequest, n_pruned: int) -> Operations:
         linear(rows, decoder.width, decoder.query_width),
         product(rows, decoder.query_width, keys),
     ]
+
+
+def _entropy(model: Model, pruner: Any, n_skipped: int) -> Operations:
+    """VLA-Cache: every layer's whole attention map, unless its schedule needs none."""
+    if pruner.config.schedule == 'uniform':
+        return []
+    decoder, length, cut = model.decoder, model.tokens.length, pruner.pruning_layer
+    queries, keys = decoder.query_width, decoder.key_width
+    above = [linear(length, decoder.width, queries), linear(length, decoder.width, keys)]
+    above.append(product(length, queries, length))
+    rows = length - n_skipped
+    below = [linear(rows, decoder.width, queries), product(rows, queries, length)]
+    return above * cut + below * (decoder.n_layers - cut)
 
 
 def _late(model: Model, request: SaliencyRequest) -> Operations:

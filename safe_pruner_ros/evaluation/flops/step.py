@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from safe_pruner_ros.core.catalog import build_pruner
 from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.core.selection import n_retained
-from safe_pruner_ros.evaluation.flops.scoring import has_keyframes, scoring, settings_of
+from safe_pruner_ros.evaluation.flops.scoring import REUSING, has_keyframes, scoring, settings_of
 from safe_pruner_ros.evaluation.flops.shapes import Model
 from safe_pruner_ros.evaluation.flops.work import Operations, macs
 
@@ -36,7 +36,9 @@ def step_stages(
     if not is_key and method != 'unpruned':
         short -= tokens.visual - n_retained(tokens.visual, retention_ratio)
     seen = [tokens.length] * cut + [short] * (n_layers - cut)
-    layers = [model.decoder.layer(rows) for rows in seen]
+    # VLA-Cache: as if all that may be skipped stood still, and every layer skipped all of it.
+    attended = [tokens.length] * n_layers if method in REUSING else seen
+    layers = [model.decoder.layer(*pair) for pair in zip(seen, attended, strict=True)]
     if model.last_layer_stores_keys:
         layers[-1] = model.decoder.keys_and_values(seen[-1])
     return {
@@ -45,7 +47,7 @@ def step_stages(
         'shallow': [work for layer in layers[:cut] for work in layer],
         'scoring': scoring(model, method, pruner, is_key=is_key),
         'deep': [work for layer in layers[cut:] for work in layer],
-        'head': model.head(seen),
+        'head': model.head(attended),
     }
 
 
