@@ -328,7 +328,7 @@ def _add_benchmark(commands: Any) -> None:
         '--dtype', default='', help='of --model; empty: bfloat16 on a GPU, float32 on a CPU'
     )
     parser.add_argument(
-        '--graphs', action='store_true', help='of --model: CUDA graphs beside eager, GPU only'
+        '--graphs', action='store_true', help='of --model: replay CUDA graphs; needs a GPU'
     )
     parser.add_argument('--method', default='safe_pruner', help='pruning method to compare')
     parser.add_argument('--retention', type=float, default=0.3, help='share of visual tokens kept')

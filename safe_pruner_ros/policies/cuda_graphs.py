@@ -32,7 +32,9 @@ Capture = Callable[[Function, Tensors], Captured]
 
 
 class CudaCapture:
-    """Captures into one memory pool: graphs of a policy never run at the same time."""
+    """Captures into one memory pool, where a graph may put its outputs into the scratch space of
+    one captured before it. So: replay one at a time, within a policy step in the order of capture,
+    and have read all outputs when the next step begins."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()

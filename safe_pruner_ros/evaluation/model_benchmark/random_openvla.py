@@ -98,8 +98,9 @@ def _network(
     return network
 
 
-def _half(triple: float = 0.5) -> tuple[Any, Any]:
-    return ((triple,) * 3, (triple,) * 3)
+def _half() -> tuple[Any, Any]:
+    """Mean or deviation of both towers' pixels."""
+    return ((0.5,) * 3, (0.5,) * 3)
 
 
 def _unit_range(n: int) -> Range:
