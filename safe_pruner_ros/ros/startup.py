@@ -28,10 +28,12 @@ def build_configured_policy(config: Config) -> Policy:
     """
     from safe_pruner_ros.core.catalog import accepted_settings
     from safe_pruner_ros.policies.catalog import build_policy
+    from safe_pruner_ros.runtime.preflight import refuse_misfits
 
     policy, method = config.policy, config.pruner.method
     try:
         settings = config.pruner.settings(accepted_settings(method))
+        refuse_misfits(config)
         return build_policy(
             policy.name,
             method,

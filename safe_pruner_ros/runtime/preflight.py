@@ -14,10 +14,11 @@ import numpy as np
 
 from safe_pruner_ros.core.catalog import accepted_settings
 from safe_pruner_ros.policies.catalog import build_policy, open_checkpoint
-from safe_pruner_ros.policies.checkpoint_check import CheckpointFiles
+from safe_pruner_ros.policies.checkpoint_check import CheckpointFiles, check_all
 from safe_pruner_ros.runtime.config import (
     ActionDimensionConfig,
     Config,
+    ConfigError,
     JointConfig,
     check_names_fit,
     check_policy_fits,
@@ -87,6 +88,24 @@ def check_config(config: Config) -> Iterator[Finding]:
             yield finding
         told.add(finding.text)
     yield from check_units(files, deployment.actions, {j.name: j for j in robot.joints})
+
+
+def refuse_misfits(config: Config) -> None:
+    """For the node: what `check_config` would call a problem of a big policy, before loading it.
+
+    Raises ConfigError, ValueError or FileNotFoundError with the first one.
+    """
+    policy, robot = config.policy, config.robot
+    if policy.name == 'embedded':
+        return
+    deployment = policy.deployment
+    files = open_checkpoint(policy.name, policy.checkpoint, policy.device, deployment.values())
+    check_all(files)
+    joints = [action.joint for action in deployment.actions]
+    check_names_fit(policy.name, joints, deployment.views, robot)
+    for finding in check_units(files, deployment.actions, {j.name: j for j in robot.joints}):
+        if finding.level == 'problem':
+            raise ConfigError(finding.text)
 
 
 def _describe_pruner(config: Config) -> str:

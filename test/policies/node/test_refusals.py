@@ -84,6 +84,10 @@ OFT: dict[str, tuple[Callable[[Any], object], list[str]]] = {
         lambda p: p.edit('[head, left_wrist, right_wrist]', '[belly]'),
         ["needs the views ['belly']", "['head', 'left_wrist', 'right_wrist']"],
     ),
+    'wrong units': (
+        lambda p: p.edit('left_joint_L1, gripper: true', 'left_joint_L1, scale: 100.0'),
+        ["'astribot_gripper_left_joint_L1' from 0 to 100", 'correct scale and offset'],
+    ),
     'no tokenizer': (
         lambda p: (p.folder / 'tokenizer.json').unlink(),
         ['has no tokenizer.json', 'take it from an official OpenVLA checkpoint'],
@@ -144,6 +148,14 @@ def refused(configure: Any, policy: Any, words: list[str], **parameters: Any) ->
     assert all(word in log for word in words), log
 
 
+@pytest.fixture
+def never_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ('openvla_oft.load_oft_model', 'pi05.load_model'):
+        target = f'safe_pruner_ros.policies.{name}'
+        monkeypatch.setattr(target, lambda *_: pytest.fail('a weight was moved'))
+
+
+@pytest.mark.usefixtures('never_loads')
 @pytest.mark.parametrize('case', OFT)
 def test_openvla_oft(configure, tiny_oft, case) -> None:
     spoil, words = OFT[case]
@@ -151,6 +163,7 @@ def test_openvla_oft(configure, tiny_oft, case) -> None:
     refused(configure, tiny_oft, words)
 
 
+@pytest.mark.usefixtures('never_loads')
 @pytest.mark.parametrize('case', PI05)
 def test_pi05(configure, tiny_pi05, case) -> None:
     spoil, words = PI05[case]
