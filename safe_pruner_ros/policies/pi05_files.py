@@ -14,7 +14,12 @@ from safe_pruner_ros.policies.device import (
     choose_dtype,
     needed_bytes,
 )
-from safe_pruner_ros.policies.pi05_checkpoint import check_files, image_names, read_config
+from safe_pruner_ros.policies.pi05_checkpoint import (
+    check_files,
+    has_relative_actions,
+    image_names,
+    read_config,
+)
 from safe_pruner_ros.policies.pi05_config import Pi05Config
 from safe_pruner_ros.policies.pi05_model import Pi05
 from safe_pruner_ros.policies.pi05_prompt import PromptEncoder, load_tokenizer, prompt_form
@@ -72,6 +77,13 @@ class Pi05Files:
         trained = image_names(self.folder)
         deployment.check_views(POLICY, 1, min(len(SLOTS), len(trained) or len(SLOTS)))
         horizon = deployment.horizon(self.config.action_horizon)
+        semantics = {dimension.semantics for dimension in deployment.actions.dimensions}
+        if has_relative_actions(self.folder) and 'delta_from_state' not in semantics:
+            raise ValueError(
+                f'{self.folder / "config.json"} has use_relative_actions, the configuration takes '
+                f'no action as a difference from the state ({sorted(semantics)}); give the joints '
+                "that are not in its relative_exclude_joints the semantics 'delta_from_state'"
+            )
         return (
             f'views {list(deployment.views)} for {trained or list(SLOTS)} of the training, '
             f'{horizon} of {self.config.action_horizon} actions every '

@@ -15,21 +15,28 @@ weights.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from torch import nn
 from transformers import DynamicCache
 
 from safe_pruner_ros.core.catalog import build_pruner
+from safe_pruner_ros.policies.action_layout import absolute
+from safe_pruner_ros.policies.deployment import Deployment
+from safe_pruner_ros.policies.pi05 import build
 from safe_pruner_ros.policies.pi05_checkpoint import load_model
 from safe_pruner_ros.policies.pi05_config import GemmaSize, Pi05Config, VisionSize
 from safe_pruner_ros.policies.pi05_expert import euler_times, time_embedding
 from safe_pruner_ros.policies.pi05_model import Pi05, cached_keys_values
 from safe_pruner_ros.policies.pruned_decoder import run_pruned
+from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
 CONFIG = Pi05Config(
     prefix=GemmaSize(64, 4, 128, n_heads=8, head_dim=16),
@@ -47,21 +54,44 @@ CASES = {'two of three': ((0, 1), 21), 'three': ((0, 1, 2), 47), 'one': ((0,), 2
 
 
 @pytest.fixture(scope='module')
-def models(golden: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pi05]:
-    loaded = {}
+def folders(golden: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint as each framework leaves it."""
+    stats = golden.read_json('pi05_text')['stats']
+    root = tmp_path_factory.mktemp('pi05')
     for layout, shapes in golden.read_json('pi05').items():
-        folder = tmp_path_factory.mktemp(layout)
+        folder = root / layout
+        folder.mkdir()
         state = {
             name: golden.filled(name.removeprefix('model.'), tuple(shape))
             for name, shape in shapes.items()
         }
         save_file(state, folder / 'model.safetensors')
-        config = {'action_dim': 12, 'action_horizon': 6}
-        if layout == 'lerobot':
+        if layout == 'openpi':
+            config = {'action_dim': 12, 'action_horizon': 6, 'precision': 'float32'}
+            assets = folder / 'assets' / 'seeded'
+            assets.mkdir(parents=True)
+            (assets / 'norm_stats.json').write_text(json.dumps({'norm_stats': stats}))
+        else:
             config = {'type': 'pi05', 'max_action_dim': 12, 'chunk_size': 6}
+            config['image_resolution'] = [224, 224]
+            tensors = {
+                f'{name}.{quantile}': torch.tensor(stats[group][quantile], dtype=torch.float64)
+                for name, group in (('observation.state', 'state'), ('action', 'actions'))
+                for quantile in ('q01', 'q99')
+            }
+            save_file(
+                tensors, folder / 'policy_preprocessor_step_4_normalizer_processor.safetensors'
+            )
         (folder / 'config.json').write_text(json.dumps(config))
-        loaded[layout] = load_model(folder, CONFIG)
-    return loaded
+        names = ['<pad>', '<eos>', '<bos>', '\n', *map(chr, range(32, 127))]
+        vocabulary = {name: index for index, name in enumerate(names)}
+        Tokenizer(BPE(vocab=vocabulary, merges=[])).save(str(folder / 'tokenizer.json'))
+    return {layout: root / layout for layout in ('openpi', 'lerobot')}
+
+
+@pytest.fixture(scope='module')
+def models(folders: dict[str, Path]) -> dict[str, Pi05]:
+    return {layout: load_model(folder, CONFIG) for layout, folder in folders.items()}
 
 
 def pixels_of(golden: SimpleNamespace, images: tuple[int, ...]) -> torch.Tensor:
@@ -112,6 +142,49 @@ def test_stage_by_stage(
     assert numbers.difference(f'{stem}/actions', actions[0]) < TOLERANCE
     before_pruning = model.denoise(*start[:2], layout_of.length - 1, model.modulations())
     assert numbers.difference(f'{stem}/actions', before_pruning[0]) > 10 * TOLERANCE
+
+
+class FixedPrompt:
+    """The seeded text tokens of upstream's run, whatever is asked."""
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self._ids = ids
+
+    def encode(self, instruction: str, state: object) -> np.ndarray:
+        return self._ids
+
+
+@pytest.mark.parametrize(
+    ('layout', 'size', 'stem'),
+    [('openpi', (224, 224), 'two of three'), ('lerobot', (240, 320), 'two of three/camera')],
+)
+def test_from_pictures_to_actions(
+    golden: SimpleNamespace,
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    layout: str,
+    size: tuple[int, int],
+    stem: str,
+) -> None:
+    """The policy as a robot runs it; lerobot's pictures come in a camera's size."""
+    joints = tuple('abcdefg')
+    deployment = Deployment(
+        ('head', 'wrist'), absolute(joints), '', 0.05, dtype='float32', prompt='state'
+    )
+    policy = build(folders[layout], deployment, 'unpruned', {}, base=CONFIG)
+    prompt = (golden.uniform('pi05 prompt 21', (21,)) + 1) / 2 * 512
+    monkeypatch.setattr(policy, '_prompt', FixedPrompt(prompt.astype(np.int64)))
+    noise = golden.uniform('noise', (1, 6, 12)).astype(np.float32) * 1.7
+    monkeypatch.setattr(policy, '_noise_of', lambda step: torch.from_numpy(noise))
+    images = {
+        view: CameraImage(golden.picture(f'pi05 view {index}', *size), view, 7)
+        for index, view in enumerate(deployment.views)
+    }
+    seen = Observation(images, ArmState(np.zeros(7), 7), 'pick it', 7)
+    actions = policy.predict(seen).chunk.positions
+    np.testing.assert_allclose(
+        actions, golden.read_json('pi05_text')[layout]['physical'], atol=TOLERANCE
+    )
 
 
 def test_each_layout_names_its_framework(models: dict[str, Pi05]) -> None:

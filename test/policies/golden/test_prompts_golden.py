@@ -20,8 +20,11 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
+from safe_pruner_ros.policies.action_layout import ActionDimension, ActionLayout
+from safe_pruner_ros.policies.action_statistics import read_range
 from safe_pruner_ros.policies.openvla_prompt import read_prompt_encoder
 from safe_pruner_ros.policies.pi05_prompt import PromptEncoder
+from safe_pruner_ros.policies.pi05_statistics import OPENPI_EPSILON
 
 CHARACTERS = ['<pad>', '<eos>', '<bos>', '\n', *map(chr, range(32, 127))]
 
@@ -37,6 +40,27 @@ def test_pi05_prompts(golden: SimpleNamespace, framework: str, form: str) -> Non
     for index, text in enumerate(stored['prompts']):
         ids = encoder.encode(text, np.array(theirs['normalised'][index]))
         assert ids.tolist() == theirs[form][index], text
+
+
+@pytest.mark.parametrize('framework', ['openpi', 'lerobot'])
+def test_pi05_units(golden: SimpleNamespace, framework: str) -> None:
+    """State to prompt values, which may leave [-1, 1], and network output to actions; and actions
+    that count from the state, the last one a gripper that does not."""
+    stored = golden.read_json('pi05_text')
+    epsilon = OPENPI_EPSILON if framework == 'openpi' else 0.0
+    ranges = {name: read_range(stored['stats'], name, 'q99', epsilon) for name in stored['stats']}
+    states, theirs = np.array(stored['states']), stored[framework]
+    normalised = ranges['state'].normalise(states, clip=False)
+    np.testing.assert_allclose(normalised, theirs['normalised'], rtol=1e-12)
+    assert np.abs(normalised).max() > 5
+    raw = golden.uniform('raw actions', (6, 12))[:, :7] * 1.5
+    actions = ranges['actions'].unnormalise(raw)
+    np.testing.assert_allclose(actions, theirs['actions'], rtol=1e-12)
+    if framework == 'openpi':
+        joints = [ActionDimension(str(index), 'delta_from_state') for index in range(6)]
+        layout = ActionLayout((*joints, ActionDimension('gripper')))
+        targets = layout.targets(actions, states[0])
+        np.testing.assert_allclose(targets, theirs['absolute'], rtol=1e-12)
 
 
 @pytest.mark.weights
