@@ -26,6 +26,8 @@ from safe_pruner_ros.policies.policy import PolicyOutputError
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
 JOINTS = ('a', 'b', 'c', 'd', 'e', 'f', 'grip')
+# VLA-Cache lets nothing leave: it reuses keys and values of earlier steps.
+PRUNERS = [name for name in METHODS if name not in ('unpruned', 'vla_cache')]
 IDS = torch.tensor([[1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 15, 8, 16, 18, 12, 13, 4, 29871]])
 
 
@@ -92,6 +94,33 @@ def test_decoding_over_caches_of_mixed_length_equals_a_full_recompute(
         assert ids.tolist() == recompute(openvla_tiny, embeddings, masked, 7)
         seen.add(tuple(ids.tolist()))
     assert len(seen) > 1  # otherwise equality would say little
+
+
+@pytest.mark.parametrize('method', PRUNERS)
+def test_every_method_decodes_as_if_what_left_were_masked(
+    openvla_tiny: SimpleNamespace, method: str
+) -> None:
+    tested, layout = policy(openvla_tiny), openvla_layout((ViewGrid('head', 4, 4),), IDS.shape[1])
+    settings = {'retention_ratio': 0.25, 'pruning_layer': 3}
+    if 'similarity_threshold' in accepted_settings(method):
+        settings['similarity_threshold'] = 0.0
+    pruner = build_pruner(method, openvla_tiny.n_layers, **settings)
+    n_pruned = 0
+    for step in range(8):  # some methods look at several timesteps before they prune
+        embeddings = embeddings_of(openvla_tiny, tested, step)
+        with torch.inference_mode():
+            out, ids = decode_actions(
+                tested.network, embeddings, layout, pruner, 7, instruction_key='x', step=step
+            )
+            pruner.observe(out.context, out.plan, out.attention)
+        masked = sorted(set(range(layout.length)) - set(out.kept_positions.tolist()))
+        if masked:
+            assert len(masked) == 12
+            assert ids.tolist() == recompute(openvla_tiny, embeddings, masked, 7)
+            n_pruned += 1
+        if n_pruned == 2:
+            break
+    assert n_pruned == 2
 
 
 @torch.no_grad()

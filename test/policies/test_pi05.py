@@ -15,6 +15,7 @@ from tokenizers.models import BPE
 from torch import nn
 from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb, repeat_kv
 
+from safe_pruner_ros.core.catalog import METHODS, accepted_settings
 from safe_pruner_ros.policies.action_layout import absolute
 from safe_pruner_ros.policies.action_statistics import Range
 from safe_pruner_ros.policies.deployment import Deployment
@@ -181,24 +182,31 @@ def test_compact_equals_padded(model):
     assert got.trace.n_visual == 32
 
 
-@pytest.mark.parametrize('method', ['fastv', 'safe_pruner', 'random'])
+# VLA-Cache lets nothing leave: it reuses keys and values of earlier steps.
+PRUNERS = [name for name in METHODS if name not in ('unpruned', 'vla_cache')]
+
+
+@pytest.mark.parametrize('method', PRUNERS)
 def test_leaving_equals_being_masked(model, method):
     """In the prefix from the pruning layer on, and for the actions that read those layers; the
     positions of the actions stay behind the whole prefix."""
-    extra = {'similarity_threshold': 0.0} if method == 'safe_pruner' else {}
+    accepted = accepted_settings(method)
+    extra = {'similarity_threshold': 0.0} if 'similarity_threshold' in accepted else {}
     tested = policy(model, method, retention_ratio=0.3, **extra)
-    tested.predict(observation(0))
-    seen = observation(1)
-    got = tested.predict(seen)
+    for step in range(8):  # some methods look at several timesteps before they prune
+        seen = observation(step)
+        got = tested.predict(seen)
+        if got.trace.n_retained == 10:
+            break
     assert got.trace.n_retained == 10
     dropped = set(range(32)) - set(got.trace.retained_index.tolist())
-    expected, _ = reference(model, tested, seen, 1, tested._pruner.pruning_layer, dropped)
+    expected, _ = reference(model, tested, seen, step, tested._pruner.pruning_layer, dropped)
     np.testing.assert_allclose(got.chunk.positions, expected, atol=1e-5)
-    unpruned, _ = reference(model, tested, seen, 1)
+    unpruned, _ = reference(model, tested, seen, step)
     assert np.abs(expected - unpruned).max() > 1e-3  # the comparison could have failed
 
 
-@pytest.mark.parametrize('method', ['fastv', 'safe_pruner', 'random'])
+@pytest.mark.parametrize('method', PRUNERS)
 def test_retention_one_equals_unpruned_bit_for_bit(model, method):
     kept, full = policy(model, method, retention_ratio=1.0), policy(model)
     for seed in range(2):
