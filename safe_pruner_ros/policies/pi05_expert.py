@@ -126,12 +126,16 @@ class ActionExpert(nn.Module):
     def modulations(
         self, condition: Float[torch.Tensor, 'T D']
     ) -> Float[torch.Tensor, 'T norms 3 D']:
-        """(scale, shift, gate) of all 2 L + 1 norms, in order, for T time embeddings."""
+        """(scale, shift, gate) of all 2 L + 1 norms, in order, for T time embeddings; float32."""
         norms: list[AdaptiveRMSNorm] = []
         for layer in self.layers:
             norms += [layer.input_layernorm, layer.post_attention_layernorm]
         norms.append(self.norm)
-        return torch.stack([n.dense(condition).unflatten(-1, (3, -1)) for n in norms], dim=1)
+        maps = [
+            F.linear(condition.float(), norm.dense.weight.float(), norm.dense.bias.float())
+            for norm in norms
+        ]
+        return torch.stack([each.unflatten(-1, (3, -1)) for each in maps], dim=1)
 
 
 def euler_times(n_steps: int, framework: Framework = 'openpi') -> Float[torch.Tensor, ' T']:

@@ -49,6 +49,11 @@ class Pi05(nn.Module):
         self.time_mlp_in = nn.Linear(width, width)
         self.time_mlp_out = nn.Linear(width, width)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all weights but the few that stay float32 (`pi05_checkpoint.py`)."""
+        return self.projector.weight.dtype
+
     def rebuild_constants(self, device: torch.device) -> None:
         """Constants that no checkpoint holds (rotary frequencies, position numbers, embedding
         scale), for a network that was laid out on the meta device."""
@@ -70,7 +75,7 @@ class Pi05(nn.Module):
         self, pixels: Float[torch.Tensor, 'views 3 H W']
     ) -> Float[torch.Tensor, 'V D']:
         """Images in [-1, 1] -> visual tokens, views in order. Not scaled, unlike text."""
-        pixels = pixels.to(self.projector.weight.dtype)
+        pixels = pixels.to(self.dtype)
         return self.projector(self.vision_tower(pixels).last_hidden_state).flatten(0, 1)
 
     def embed_text(self, tokens: Int64[torch.Tensor, ' T']) -> Float[torch.Tensor, 'T D']:
@@ -116,12 +121,13 @@ class Pi05(nn.Module):
         positions = n_prefix + torch.arange(noise.shape[1], device=noise.device)[None]
         actions = noise.float()
         step = -1.0 / len(modulations)
-        dtype = self.action_in_proj.weight.dtype
         for modulation in modulations:
-            hidden = self.action_in_proj(actions.to(dtype))
+            entered = self.action_in_proj(actions.to(self.action_in_proj.weight.dtype))
+            hidden = entered.to(self.dtype)
             rotary = self.language_model.rotary_emb(hidden, positions)
             hidden = self.expert(hidden, rotary, prefix, modulation, watch)
-            actions = actions + step * self.action_out_proj(hidden).float()
+            velocity = self.action_out_proj(hidden.to(self.action_out_proj.weight.dtype))
+            actions = actions + step * velocity.float()
         return actions
 
 
