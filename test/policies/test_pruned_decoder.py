@@ -171,6 +171,27 @@ def test_original_position_ids_stay(model):
     assert not torch.allclose(got.hidden[0, -1], again.hidden[0, -1], atol=1e-3)
 
 
+@pytest.mark.parametrize('method', [m for m in METHODS if m != 'random'])
+def test_the_order_of_visual_tokens_does_not_matter(model, method):
+    """Each with its position id: the same tokens stay and the action rows answer the same."""
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(5))
+    places = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order, torch.arange(21, 30)])
+    settings = {'quota_scope': 'joint'} if 'quota_scope' in accepted_settings(method) else {}
+    plain, moved = (build(method, 0.3, **settings) for _ in range(2))
+    for step in range(5):
+        got = run(model, plain, step)
+        shuffled = run(
+            model,
+            moved,
+            step,
+            embeddings=embeddings_of(step)[:, places],
+            position_ids=POSITIONS[:, places],
+        )
+        assert torch.allclose(got.rows(LAYOUT.action), shuffled.rows(LAYOUT.action), atol=1e-5)
+        assert sorted(places[shuffled.kept_positions].tolist()) == got.kept_positions.tolist()
+    assert method == 'unpruned' or len(got.kept_positions) < LAYOUT.length
+
+
 @pytest.mark.parametrize('pruning_layer', [1, 2, 5])
 def test_any_pruning_layer(model, pruning_layer):
     pruner = build('safe_pruner', pruning_layer=pruning_layer)
