@@ -9,22 +9,30 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-PROGRAM = 'safe-pruner'
+from safe_pruner_ros import cli_bags, cli_models
+from safe_pruner_ros.cli_common import (
+    PROGRAM,
+    Command,
+    UsageError,
+    add_command,
+    add_policy_arguments,
+    at_least,
+    import_ros,
+    names,
+    ratios,
+    read_policy_file,
+    share,
+    size,
+)
+
 USER_ERROR = 2
 FAILED = 1
 INTERRUPTED = 130
-
-Command = Callable[[argparse.Namespace], int]
-
-
-class UsageError(ValueError):
-    """What the user asked for cannot be done; the message says why and what to do."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,83 +70,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_benchmark(commands)
-    _add_flops(commands)
-    _add_replay(commands)
-    _add_preflight(commands)
+    cli_models.add_commands(commands)
+    cli_bags.add_commands(commands)
     return parser
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, except those that say nothing."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in ('', None, False, []):
-            return action.help
-        return super()._get_help_string(action)
-
-
-def _add(
-    commands: Any, name: str, command: Command, summary: str, details: str = ''
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=f'{summary[0].upper()}{summary[1:]}. {details}',
-        formatter_class=_HelpFormatter,
-    )
-    parser.set_defaults(command=command)
-    return parser
-
-
-def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--policy-file',
-        default='embedded',
-        help='policy and the settings of its pruning method, as the node reads them: a name in '
-        'config/policies, or a path; other methods run as published',
-    )
-    parser.add_argument('--checkpoint', default='', help="weights file; empty: the policy file's")
-    parser.add_argument('--device', default='', help="torch device; empty: the policy file's")
-    parser.add_argument(
-        '--set',
-        dest='settings',
-        action='append',
-        default=[],
-        metavar='NAME=VALUE',
-        help='a setting of the pruning method, e.g. similarity_threshold=0.5; repeatable; '
-        'METHOD.NAME=VALUE sets it for one method only',
-    )
-
-
-def _read_policy_file(arguments: argparse.Namespace) -> tuple[Any, dict[str, dict[str, Any]]]:
-    """(PolicyConfig with the command line's changes, settings of the method the file is about)."""
-    config, configured = _read_config(arguments, 'sim')
-    return config.policy, configured
-
-
-def _read_config(
-    arguments: argparse.Namespace, robot: str
-) -> tuple[Any, dict[str, dict[str, Any]]]:
-    """The same with the whole Config, for the robot file ``robot``."""
-    resources = import_module('safe_pruner_ros.ros.resources')  # no rclpy in there
-    config = import_module('safe_pruner_ros.runtime.config_yaml').load_config(
-        resources.config_file('robots', robot),
-        resources.config_file('policies', arguments.policy_file),
-    )
-    changes = {'checkpoint': arguments.checkpoint, 'device': arguments.device}
-    policy = replace(config.policy, **{name: text for name, text in changes.items() if text})
-    accepted = import_module('safe_pruner_ros.core.catalog').accepted_settings
-    method = config.pruner.method
-    settings = config.pruner.settings(accepted(method))
-    settings.pop('retention_ratio', None)  # the command line's
-    return replace(config, policy=policy), {method: settings}
 
 
 # ---- demo
 
 
 def _add_demo(commands: Any) -> None:
-    parser = _add(
+    parser = add_command(
         commands,
         'demo',
         _demo,
@@ -165,26 +106,15 @@ def _add_demo(commands: Any) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.rate <= 1:
         raise UsageError(f'--rate must be in [0, 1], got {arguments.rate}')
-    _at_least('--timeout', arguments.timeout, 60)
-    return int(_import_ros('demo').main(arguments))
-
-
-def _import_ros(name: str) -> Any:
-    """A module of the ros room; UsageError where ROS 2 is not set up."""
-    try:
-        return import_module(f'safe_pruner_ros.ros.{name}')
-    except ImportError as error:
-        raise UsageError(
-            f'this needs ROS 2 and the built package ({error}); run "make setup" once, then '
-            f'"scripts/with_env {PROGRAM} ..."'
-        ) from error
+    at_least('--timeout', arguments.timeout, 60)
+    return int(import_ros('demo').main(arguments))
 
 
 # ---- train
 
 
 def _add_train(commands: Any) -> None:
-    parser = _add(
+    parser = add_command(
         commands,
         'train',
         _train,
@@ -206,8 +136,8 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    _at_least('--processes', arguments.processes, 1)
-    _at_least('--seed', arguments.seed, 0)
+    at_least('--processes', arguments.processes, 1)
+    at_least('--seed', arguments.seed, 0)
     return int(import_module('safe_pruner_ros.training.run').main(arguments))
 
 
@@ -215,7 +145,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _add_evaluate(commands: Any) -> None:
-    parser = _add(
+    parser = add_command(
         commands,
         'evaluate',
         _evaluate,
@@ -251,18 +181,18 @@ def _add_evaluate(commands: Any) -> None:
     )
     parser.add_argument('--jobs', type=int, default=0, help='worker processes; 0: one a core')
     parser.add_argument('--out', type=Path, default=Path('out/evaluate'), help='results folder')
-    _add_policy_arguments(parser)
+    add_policy_arguments(parser)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    _at_least('--jobs', arguments.jobs, 0)
+    at_least('--jobs', arguments.jobs, 0)
     plan_module = import_module('safe_pruner_ros.evaluation.plan')
     recipe = import_module('safe_pruner_ros.training.recipe')
     splits = {'validation': recipe.VALIDATION_SEEDS, 'test': recipe.TEST_SEEDS}
     seeds, split = plan_module.choose_seeds(arguments.seeds, arguments.split, splits)
-    methods, settings = _names(arguments.methods), plan_module.parse_settings(arguments.settings)
-    policy, configured = _read_policy_file(arguments)
-    cells = plan_module.build_cells(methods, _ratios(arguments.retention), settings, configured)
+    methods, settings = names(arguments.methods), plan_module.parse_settings(arguments.settings)
+    policy, configured = read_policy_file(arguments)
+    cells = plan_module.build_cells(methods, ratios(arguments.retention), settings, configured)
     if arguments.baseline not in methods and arguments.baseline != 'unpruned':
         raise UsageError(f'--baseline {arguments.baseline} is not among --methods {methods}')
     import_module('safe_pruner_ros.sim.tasks.catalog').get_task(arguments.task)
@@ -306,7 +236,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _add_benchmark(commands: Any) -> None:
-    parser = _add(
+    parser = add_command(
         commands,
         'benchmark',
         _benchmark,
@@ -341,184 +271,24 @@ def _add_benchmark(commands: Any) -> None:
     parser.add_argument('--image-px', default='256x256', help='pictures of --ros, width x height')
     parser.add_argument('--camera-rate', type=float, default=20.0, help='pictures of --ros, Hz')
     parser.add_argument('--out', type=Path, default=Path('out/benchmark'), help='results folder')
-    _add_policy_arguments(parser)
+    add_policy_arguments(parser)
 
 
 def _benchmark(arguments: argparse.Namespace) -> int:
     if arguments.ros:
-        _at_least('--seconds', arguments.seconds, 2)
-        arguments.image_px = _size(arguments.image_px)
-        return int(_import_ros('benchmark').main(arguments))
+        at_least('--seconds', arguments.seconds, 2)
+        arguments.image_px = size(arguments.image_px)
+        return int(import_ros('benchmark').main(arguments))
     for name in ('rounds', 'episodes'):
-        _at_least(f'--{name}', getattr(arguments, name), 1)
+        at_least(f'--{name}', getattr(arguments, name), 1)
     if arguments.model:
-        _share('--keyframe-share', arguments.keyframe_share)
+        share('--keyframe-share', arguments.keyframe_share)
         return int(
             import_module('safe_pruner_ros.evaluation.model_benchmark.command').main(arguments)
         )
-    policy, configured = _read_policy_file(arguments)
+    policy, configured = read_policy_file(arguments)
     benchmark = import_module('safe_pruner_ros.evaluation.benchmark')
     return int(benchmark.main(arguments, policy, configured))
-
-
-# ---- flops
-
-
-def _add_flops(commands: Any) -> None:
-    parser = _add(
-        commands,
-        'flops',
-        _flops,
-        "arithmetic of a policy step by stage, beside the paper's figures",
-        'Counted from the published sizes of the models: no weights, no GPU, no run.',
-    )
-    parser.add_argument('--models', default='', help='comma separated; empty: all')
-    parser.add_argument('--methods', default='', help='comma separated; empty: all')
-    parser.add_argument('--retention', default='0.3,0.2,0.1', help='ratios in (0, 1]')
-    parser.add_argument(
-        '--keyframe-share', default='0,0.08', help='shares of key timesteps, comma separated'
-    )
-    parser.add_argument('--gpus', default='', help='for the roofline, comma separated; empty: all')
-    parser.add_argument('--json', action='store_true', help='rows instead of tables')
-
-
-def _flops(arguments: argparse.Namespace) -> int:
-    for name in ('models', 'methods', 'gpus'):
-        setattr(arguments, name, _names(getattr(arguments, name)))
-    ratios = _ratios(arguments.retention)
-    shares = _ratios(arguments.keyframe_share, '--keyframe-share')
-    command = import_module('safe_pruner_ros.evaluation.flops.command')
-    return int(command.main(arguments, ratios, shares))
-
-
-# ---- replay
-
-
-def _add_replay(commands: Any) -> None:
-    parser = _add(
-        commands,
-        'replay',
-        _replay,
-        'what pruning would have changed on a recording of your robot',
-        'Writes report.json, report.html and overlay.mp4. Exit code 1 when a method exceeds one '
-        'of the limits given. Needs no ROS.',
-    )
-    parser.add_argument('bag', type=Path, help='rosbag2 folder, .mcap, .db3, or ROS 1 .bag')
-    parser.add_argument(
-        '--robot-file', default='sim', help='topics and joints: a name in config/robots, or a path'
-    )
-    parser.add_argument(
-        '--map',
-        action='append',
-        default=[],
-        metavar='NAME=TOPIC',
-        help='another topic for a view, state source, sink or "instruction" of the robot file; '
-        'joint.NAME=OTHER renames a joint of the messages; repeatable',
-    )
-    parser.add_argument('--instruction', default='', help="instead of the bag's own")
-    parser.add_argument(
-        '--clock',
-        default='auto',
-        choices=('auto', 'record', 'header', 'topic'),
-        help="the node's clock: record times, header stamps, or the bag's /clock; auto: /clock "
-        'where it was recorded, else record times',
-    )
-    parser.add_argument('--methods', default='safe_pruner', help='comma separated')
-    parser.add_argument('--retention', default='0.3', help='ratios in (0, 1], comma separated')
-    parser.add_argument(
-        '--deadline-ms', type=float, default=0.0, help='of a policy step; 0: as long as the '
-        'executed actions of a chunk take'
-    )  # fmt: skip
-    for name, kind, what in (
-        ('--max-deviation-rad', float, 'of any arm joint from unpruned'),
-        ('--max-deviation-p99-rad', float, 'the same, 99th percentile'),
-        ('--max-gripper-flips', int, 'targets closed in one, open in the other'),
-        ('--max-missed-deadlines', int, 'policy steps slower than the deadline'),
-        ('--max-latency-p99-ms', float, 'of a policy step'),
-    ):
-        parser.add_argument(name, type=kind, help=f'limit: {what}')
-    parser.add_argument('--no-video', action='store_true', help='write no overlay.mp4')
-    parser.add_argument('--out', type=Path, default=Path('out/replay'), help='results folder')
-    _add_policy_arguments(parser)
-
-
-def _replay(arguments: argparse.Namespace) -> int:
-    _at_least('--deadline-ms', arguments.deadline_ms, 0)
-    plan = import_module('safe_pruner_ros.evaluation.plan')
-    settings = plan.parse_settings(arguments.settings)
-    config, configured = _read_config(arguments, arguments.robot_file)
-    methods, ratios = _names(arguments.methods), _ratios(arguments.retention)
-    cells = plan.build_cells(methods, ratios, settings, configured)
-    return int(import_module('safe_pruner_ros.ros.replay').main(arguments, config, cells))
-
-
-# ---- preflight
-
-
-def _add_preflight(commands: Any) -> None:
-    parser = _add(
-        commands,
-        'preflight',
-        _preflight,
-        'whether robot file, policy file, checkpoint and live topics fit, and what to fix',
-        'One line a finding. Loads no weights. Exit code 1 when something stands in the way.',
-    )
-    parser.add_argument(
-        '--robot-file', default='sim', help='robot: a name in config/robots, or a path'
-    )
-    parser.add_argument(
-        '--policy-file', default='embedded', help='policy: a name in config/policies, or a path'
-    )
-    parser.add_argument('--checkpoint', default='', help="weights; empty: the policy file's")
-    parser.add_argument('--device', default='', help="torch device; empty: the policy file's")
-    parser.add_argument(
-        '--topics',
-        default='auto',
-        choices=('auto', 'on', 'off'),
-        help='look at live topics; auto: where other nodes are up',
-    )
-    parser.add_argument('--seconds', type=float, default=3.0, help='how long topics are watched')
-    parser.add_argument('--sim-time', action='store_true', help='stamps belong to /clock')
-    parser.add_argument('--json', action='store_true', help='one JSON document instead of lines')
-
-
-def _preflight(arguments: argparse.Namespace) -> int:
-    _at_least('--seconds', arguments.seconds, 0.5)
-    return int(import_module('safe_pruner_ros.ros.preflight').main(arguments))
-
-
-# ---- values
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(',') if name.strip()]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f'given twice: {repeated}')
-    return names
-
-
-def _ratios(text: str, option: str = '--retention') -> list[float]:
-    try:
-        return [float(ratio) for ratio in _names(text)]
-    except ValueError as error:
-        raise UsageError(f'{option} takes numbers like 0.3,0.1, got {text!r}') from error
-
-
-def _share(option: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise UsageError(f'{option} must be in [0, 1], got {value}')
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition('x')
-    if not (width.isdecimal() and height.isdecimal()):
-        raise UsageError(f'--image-px takes a size like 640x480, got {text!r}')
-    return int(width), int(height)
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise UsageError(f'{name} must be at least {least}, got {value}')
 
 
 def run() -> NoReturn:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from safe_pruner_ros import cli
+from safe_pruner_ros import cli, cli_common
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -62,7 +62,7 @@ def test_missing_ros_is_explained(capsys, monkeypatch: pytest.MonkeyPatch) -> No
     def missing(name: str) -> None:
         raise ImportError("No module named 'rclpy'")
 
-    monkeypatch.setattr(cli, 'import_module', missing)
+    monkeypatch.setattr(cli_common, 'import_module', missing)
     assert "No module named 'rclpy'" in fails(capsys, 'demo')
 
 
@@ -74,7 +74,7 @@ def test_interrupt_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cli.main(['train']) == 130
 
 
-@pytest.mark.parametrize('command', ['demo', 'train', 'evaluate', 'benchmark'])
+@pytest.mark.parametrize('command', ['demo', 'train', 'evaluate', 'benchmark', 'replay'])
 def test_every_command_has_help(capsys, command: str) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main([command, '--help'])
