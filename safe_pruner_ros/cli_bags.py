@@ -8,17 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from safe_pruner_ros.cli_common import (
+    UsageError,
     add_command,
     add_policy_arguments,
     at_least,
+    import_ros,
     names,
     ratios,
     read_config,
+    read_robot,
 )
 
 
 def add_commands(commands: Any) -> None:
     _add_replay(commands)
+    _add_record(commands)
+    _add_repair(commands)
+    _add_play(commands)
 
 
 def _add_bag_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,3 +104,101 @@ def _replay(arguments: argparse.Namespace) -> int:
         names(arguments.methods), ratios(arguments.retention), settings, configured
     )
     return int(import_module('safe_pruner_ros.ros.replay').main(arguments, config, cells))
+
+
+# ---- record
+
+
+def _add_record(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        'record',
+        _record,
+        'cameras, joints, commands and the status of our node, as an mcap bag',
+        'What is recorded is what the robot file names, and every topic of the node. Ends with '
+        'Ctrl-C. Exit code 1 when something was lost. "ros2 bag" and Foxglove read the result.',
+    )
+    parser.add_argument('--out', type=Path, help='new folder; default: out/record/<date>_<time>')
+    parser.add_argument(
+        '--robot-file', default='sim', help='topics: a name in config/robots, or a path'
+    )
+    parser.add_argument('--node', default='/safe_pruner', help='full name of the policy node')
+    parser.add_argument('--topic', action='append', default=[], help='one more topic; repeatable')
+    parser.add_argument('--overlays', action='store_true', help='the overlay pictures as well')
+    parser.add_argument('--duration', type=float, default=0.0, help='end after, s; 0: never')
+    parser.add_argument(
+        '--compression', default='none', choices=('none', 'zstd'), help='of the chunks'
+    )
+    parser.add_argument(
+        '--sim', action='store_true', help='start the simulated robot and the policy node as well'
+    )
+    parser.add_argument('--seed', type=int, default=800_000, help='scene of --sim')
+    parser.add_argument('--task', default='pick_place', help='task of --sim')
+    parser.add_argument('--policy-file', default='embedded', help='policy of --sim')
+
+
+def _record(arguments: argparse.Namespace) -> int:
+    at_least('--duration', arguments.duration, 0)
+    for topic in arguments.topic:
+        if not topic.startswith('/'):
+            raise UsageError(f'--topic takes a full topic name like /imu, got {topic!r}')
+    return int(import_ros('record').main(arguments, read_robot(arguments.robot_file)))
+
+
+# ---- repair
+
+
+def _add_repair(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        'repair',
+        _repair,
+        'finish an mcap recording whose recorder was killed',
+        'In place: cuts a torn last record off, closes the file, writes metadata.yaml.',
+    )
+    parser.add_argument('bag', type=Path, help='rosbag2 folder, or .mcap file')
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    repaired = import_module('safe_pruner_ros.ros.bag_repair').repair(arguments.bag)
+    done = 'was complete already' if repaired.was_complete else 'is complete now'
+    cut = f'; {repaired.cut_bytes} bytes of a torn record were cut' if repaired.cut_bytes else ''
+    print(f'{repaired.path}: {done}, {repaired.messages} messages{cut}')
+    return 0
+
+
+# ---- play
+
+
+def _add_play(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        'play',
+        _play,
+        'play a bag into the live node, with /clock; commands in it are left out',
+        'As "ros2 bag play --clock" does, where that is not installed. The node needs '
+        'use_sim_time. Services /safe_pruner_play/pause and /safe_pruner_play/resume.',
+    )
+    parser.add_argument('bag', type=Path, help='rosbag2 folder, .mcap, .db3, or ROS 1 .bag')
+    parser.add_argument(
+        '--robot-file', default='sim', help='topics: a name in config/robots, or a path'
+    )
+    _add_map(parser)
+    _add_clock(parser)
+    parser.add_argument('--topic', action='append', default=[], help='one more topic; repeatable')
+    parser.add_argument('--rate', type=float, default=1.0, help='times real time')
+    parser.add_argument(
+        '--loop', action='store_true', help='again and again; the clock jumps back'
+    )
+    parser.add_argument('--start-offset', type=float, default=0.0, help='begin here, s')
+    parser.add_argument('--start-paused', action='store_true', help='wait for ~/resume')
+    parser.add_argument(
+        '--wait', type=float, default=10.0, help='for somebody to listen, at most, s'
+    )
+
+
+def _play(arguments: argparse.Namespace) -> int:
+    if not 0 < arguments.rate <= 1000:
+        raise UsageError(f'--rate must be in (0, 1000], got {arguments.rate}')
+    at_least('--wait', arguments.wait, 0)
+    return int(import_ros('play').main(arguments, read_robot(arguments.robot_file)))

@@ -82,6 +82,13 @@ def read_config(
     return replace(config, policy=policy), {method: settings}
 
 
+def read_robot(robot: str) -> Any:
+    """The RobotConfig of a robot file."""
+    resources = import_module('safe_pruner_ros.ros.resources')
+    load = import_module('safe_pruner_ros.runtime.config_yaml').load_config
+    return load(resources.config_file('robots', robot)).robot
+
+
 def import_ros(name: str) -> Any:
     """A module of the ros room; UsageError where ROS 2 is not set up."""
     try:

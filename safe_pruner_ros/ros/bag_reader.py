@@ -12,7 +12,10 @@ from types import TracebackType
 from typing import Any
 
 from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.interfaces import Connection
 from rosbags.typesys import Stores, get_typestore
+
+from safe_pruner_ros.ros.bag_repair import is_unfinished
 
 SHOWN_TOPICS = 12
 
@@ -71,21 +74,49 @@ class Bag:
 
     def messages(self, topics: Collection[str]) -> Iterator[BagMessage]:
         """Messages of ``topics`` by record time. Raises BagError where the file breaks off."""
+        for connection, log_ns, raw in self._raw(topics):
+            topic = _absolute(connection.topic)
+            try:
+                data = self._reader.deserialize(raw, connection.msgtype)
+            except Exception as error:  # a message of random bytes raises anything
+                text = f'{len(raw)} bytes are no {connection.msgtype} ({error})'
+                yield BagMessage(topic, log_ns, None, text)
+                continue
+            yield BagMessage(topic, log_ns, data)
+
+    def serialized(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+        """(topic, record time, CDR bytes) of ``topics``, also from ROS 1 bags.
+
+        Raises BagError where the file breaks off, or a ROS 1 message cannot be converted.
+        """
+        for connection, log_ns, raw in self._raw(topics):
+            topic = _absolute(connection.topic)
+            if self._reader.is2:
+                yield topic, log_ns, bytes(raw)
+                continue
+            try:
+                data = self._reader.typestore.ros1_to_cdr(raw, connection.msgtype)
+            except Exception as error:  # a message of random bytes raises anything
+                raise BagError(
+                    f'{self.path}: a message on {topic} is no {connection.msgtype} ({error})'
+                ) from error
+            yield topic, log_ns, bytes(data)
+
+    @property
+    def start_ns(self) -> int:
+        """Record time of the first message."""
+        return int(self._reader.start_time)
+
+    @property
+    def duration_s(self) -> float:
+        return max(0.0, (self._reader.end_time - self._reader.start_time) * 1e-9)
+
+    def _raw(self, topics: Collection[str]) -> Iterator[tuple[Connection, int, bytes]]:
         chosen = [c for c in self._reader.connections if _absolute(c.topic) in topics]
         if not chosen:  # an empty choice would mean every topic
             return
         try:
-            for connection, log_ns, raw in self._reader.messages(connections=chosen):
-                topic = _absolute(connection.topic)
-                try:
-                    data = self._reader.deserialize(raw, connection.msgtype)
-                except Exception as error:  # a message of random bytes raises anything
-                    text = f'{len(raw)} bytes are no {connection.msgtype} ({error})'
-                    yield BagMessage(topic, log_ns, None, text)
-                    continue
-                yield BagMessage(topic, log_ns, data)
-        except BagError:
-            raise
+            yield from self._reader.messages(connections=chosen)
         except (AnyReaderError, OSError, EOFError) as error:
             raise BagError(
                 f'{self.path}: breaks off while reading ({error}); record it again, or repair it '
@@ -107,6 +138,11 @@ def _make_reader(path: Path) -> AnyReader:
     if not path.exists():
         raise BagError(
             f'{path}: does not exist; give a rosbag2 folder, an .mcap, .db3 or ROS 1 .bag file'
+        )
+    if is_unfinished(path):
+        raise BagError(
+            f'{path}: was not closed by its recorder (killed, or the power went); run '
+            f'"safe-pruner repair {path}", then try again'
         )
     if path.is_dir() and not (path / 'metadata.yaml').exists():
         raise BagError(

@@ -85,7 +85,7 @@ class BagSource:
             now_ns = self._tick(message)
             # What the control timer would have found just before this message came.
             if self._is_ready and (problem := buffer.readiness(now_ns)) is not None:
-                due_ns = 0
+                buffer.bump_generation()  # what went before is void, as in ControlLoop.tick
                 self._note(now_ns, problem)
             is_image = self._store(message, now_ns)
             if buffer.generation != generation:

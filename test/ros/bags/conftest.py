@@ -20,6 +20,9 @@ STATE_LAG_NS = 1_000_000
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 JOINTS, STRING = 'sensor_msgs/msg/JointState', 'std_msgs/msg/String'
 TRAJECTORY = 'trajectory_msgs/msg/JointTrajectory'
+VIEWS = ('head', 'left_wrist', 'right_wrist')
+INSTRUCTION = 'pick up the red block and place it in the tray'
+NEUTRAL = ('proprioception_mean', 'proprioception_std', 'delta_scale')
 
 
 @dataclass(frozen=True)
@@ -147,12 +150,53 @@ def recording(episode: list[Entry], tmp_path_factory: pytest.TempPathFactory) ->
     return write_bag(tmp_path_factory.mktemp('bags') / 'episode', episode)
 
 
+def seeded_model(seed: int = 0) -> Any:
+    """A small embedded policy for the simulated robot whose weights come from numpy's generator:
+    the same on every machine, and no shipped weights in it."""
+    import torch
+
+    from safe_pruner_ros.policies.embedded_model import PAD_WORD, EmbeddedConfig, EmbeddedVLA
+
+    layout = load_config(config_file('robots', 'sim')).robot.layout
+    grippers = tuple(joint.name for joint in layout.joints if joint.kind == 'gripper')
+    words = tuple(f'{INSTRUCTION} and yellow bottle on table'.split())
+    config = EmbeddedConfig(
+        VIEWS, layout.names, grippers, (PAD_WORD, *dict.fromkeys(words)),
+        width=32, mlp_width=48, n_layers=6, n_heads=2, vision_width=16,
+    )  # fmt: skip
+    model, rng = EmbeddedVLA(config), np.random.default_rng(seed)
+    state = {}
+    for name, value in sorted(model.state_dict().items()):
+        # Not drawn: counters, masks, and statistics whose neutral value is right.
+        if not value.is_floating_point() or 'running' in name or name.endswith(NEUTRAL):
+            state[name] = value
+            continue
+        drawn = rng.standard_normal(tuple(value.shape))
+        fan_in = drawn[0].size if drawn.ndim > 1 else 0
+        centre = 1.0 if fan_in == 0 and name.endswith('weight') else 0.0
+        scale = 1.6 / fan_in**0.5 if fan_in else 0.1
+        state[name] = torch.from_numpy(centre + scale * drawn).to(value.dtype)
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.fixture(scope='session')
+def seeded_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`seeded_model` as a file."""
+    from safe_pruner_ros.policies.embedded import save_weights
+
+    path = tmp_path_factory.mktemp('weights') / 'seeded.safetensors'
+    save_weights(seeded_model(), path, {})
+    return path
+
+
 @pytest.fixture(scope='session')
 def kit() -> SimpleNamespace:
     """Builders of this file for tests."""
     return SimpleNamespace(
         Entry=Entry, image=image, write_bag=write_bag, replace=replace, START_NS=START_NS,
         IMAGE=IMAGE, COMPRESSED=COMPRESSED, JOINTS=JOINTS, STRING=STRING, TRAJECTORY=TRAJECTORY,
+        INSTRUCTION=INSTRUCTION, VIEWS=VIEWS, seeded_model=seeded_model,
     )  # fmt: skip
 
 
