@@ -22,6 +22,7 @@ from safe_pruner_ros.cli_common import (
 
 def add_commands(commands: Any) -> None:
     _add_replay(commands)
+    _add_calibrate(commands)
     _add_record(commands)
     _add_repair(commands)
     _add_play(commands)
@@ -104,6 +105,46 @@ def _replay(arguments: argparse.Namespace) -> int:
         names(arguments.methods), ratios(arguments.retention), settings, configured
     )
     return int(import_module('safe_pruner_ros.ros.replay').main(arguments, config, cells))
+
+
+# ---- calibrate
+
+
+def _add_calibrate(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        'calibrate',
+        _calibrate,
+        'the retention and tau that prune most on your recordings under a limit',
+        'Writes calibration.json, calibration.html and curve.svg. With several recordings each is '
+        'judged by the choice of the others. Exit code 1 when no setting keeps the limits, or '
+        'the choice does not hold. Needs no ROS.',
+    )
+    parser.add_argument('bag', type=Path, nargs='+', help='as for replay; several are better')
+    _add_bag_arguments(parser)
+    parser.add_argument('--method', default='', help="pruning method; empty: the policy file's")
+    parser.add_argument(
+        '--retention', default='0.7,0.5,0.4,0.3,0.2,0.1', help='ratios to try, in (0, 1)'
+    )
+    parser.add_argument(
+        '--thresholds', default='0.3,0.5,0.7,0.9', help='similarity_threshold to try, in [0, 1]'
+    )
+    _add_limits(parser)
+    parser.add_argument('--out', type=Path, default=Path('out/calibrate'), help='results folder')
+    add_policy_arguments(parser)
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    at_least('--deadline-ms', arguments.deadline_ms, 0)
+    plan = import_module('safe_pruner_ros.evaluation.plan')
+    config, configured = read_config(arguments, arguments.robot_file)
+    method = arguments.method or next(iter(configured))
+    tried = ratios(arguments.retention)
+    taus = ratios(arguments.thresholds, '--thresholds')
+    settings = plan.parse_settings(arguments.settings)
+    (cell,) = plan.build_cells([method], tried[:1], settings, configured)
+    calibrate = import_module('safe_pruner_ros.ros.calibrate')
+    return int(calibrate.main(arguments, config, method, cell.settings, tried, taus))
 
 
 # ---- record

@@ -23,6 +23,7 @@ from safe_pruner_ros.evaluation.replay_metrics import deviation
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 GREY, LIMIT = '#777777', '#B00020'
 WIDTH_IN = 10.5
+PLOT_STYLE: Any = {**STYLE, 'svg.hashsalt': 'replay'}
 
 
 def draw_plots(record: Replay, report: Mapping[str, Any]) -> dict[str, str]:
@@ -30,8 +31,7 @@ def draw_plots(record: Replay, report: Mapping[str, Any]) -> dict[str, str]:
     lanes = record.lanes[1:]
     limits = report['limits']
     plots = {}
-    style: Any = {**STYLE, 'svg.hashsalt': 'replay'}
-    with plt.rc_context(style):
+    with plt.rc_context(PLOT_STYLE):
         if lanes:
             plots['Deviation from the unpruned policy over time'] = _deviation(
                 record, lanes, limits
@@ -48,7 +48,7 @@ def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def _svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format='svg', bbox_inches='tight', metadata={'Date': None})
     plt.close(figure)
@@ -82,7 +82,7 @@ def _deviation(record: Replay, lanes: Sequence[Lane], limits: Mapping[str, Any])
     axis.set(ylim=(0, None), xlabel='time in the recording [s]',
              ylabel='largest arm joint\ndeviation [rad]')  # fmt: skip
     _legend(axis)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _joints(methods: Sequence[Mapping[str, Any]], joints: Sequence[str]) -> str:
@@ -109,7 +109,7 @@ def _joints(methods: Sequence[Mapping[str, Any]], joints: Sequence[str]) -> str:
     axis.set(ylim=(len(joints) - 0.4, -0.6), xlim=(0, None),
              xlabel='deviation from unpruned [rad; grippers: closed fraction]')  # fmt: skip
     axis.legend(loc='lower left', bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=8.5)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _tokens(record: Replay) -> str:
@@ -126,7 +126,7 @@ def _tokens(record: Replay) -> str:
     axis.set(ylim=(0, 1.1 * total), xlabel='time in the recording [s]',
              ylabel='visual tokens kept\n(dot: key timestep)')  # fmt: skip
     _legend(axis)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _latency(record: Replay, deadline_ms: float) -> str:
@@ -144,7 +144,7 @@ def _latency(record: Replay, deadline_ms: float) -> str:
     axis.set(ylim=(0, 102), xlim=(0, None), xlabel='policy step takes at most [ms]',
              ylabel='share of steps [%]')  # fmt: skip
     _legend(axis)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _trade(methods: Sequence[Mapping[str, Any]]) -> str:
@@ -160,4 +160,4 @@ def _trade(methods: Sequence[Mapping[str, Any]]) -> str:
     axis.margins(0.2)
     axis.set(xlabel='visual tokens kept, mean [%]', ylabel='p99 deviation of\narm joints [rad]')
     axis.set_ylim(0, None)
-    return _svg(figure)
+    return to_svg(figure)

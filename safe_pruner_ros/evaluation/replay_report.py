@@ -76,7 +76,7 @@ def render_html(report: Mapping[str, Any], plots: Mapping[str, str], has_video: 
         '<h2>Methods</h2>',
         '<p class="quiet">Each method answers the same recorded observations; deviation is the '
         'distance of its executed joint targets from those of the unpruned policy.</p>',
-        _table(COLUMNS, [_method_row(method) for method in report['methods']]),
+        html_table(COLUMNS, [_method_row(method) for method in report['methods']]),
     ]
     if any('versus_commands' in method for method in report['methods']):
         parts += ['<h2>Distance from the recorded commands [rad]</h2>', _commands(report)]
@@ -89,11 +89,16 @@ def render_html(report: Mapping[str, Any], plots: Mapping[str, str], has_video: 
             'dark; an orange frame marks a key timestep.</p>',
         ]
     parts += ['<h2>Keyframes</h2>', _keyframes(report), '<h2>The recording</h2>', _sources(source)]
+    return html_page('safe-pruner replay', parts)
+
+
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """A page of its own: no scripts, nothing loaded."""
     body = '\n'.join(parts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f'<title>safe-pruner replay</title><style>{STYLE}</style></head>\n'
+        f'<title>{escape(title)}</title><style>{STYLE}</style></head>\n'
         f'<body>{body}</body></html>\n'
     )
 
@@ -128,14 +133,14 @@ def _method_row(method: Mapping[str, Any]) -> list[str]:
     hand_max = [v['max'] for v in hands.values() if v['max'] is not None] if hands else []
     return [
         method['name'],
-        f'{_number(method["retained_tokens_mean"], ".1f")} of {method["n_visual"]}',
-        *(_number(apart[name], '.4f') for name in ('p50', 'p99', 'max')),
+        f'{format_number(method["retained_tokens_mean"], ".1f")} of {method["n_visual"]}',
+        *(format_number(apart[name], '.4f') for name in ('p50', 'p99', 'max')),
         str(method['gripper_flips']),
-        _number(max(hand_max, default=None), '.1f'),
+        format_number(max(hand_max, default=None), '.1f'),
         str(method['keyframes']),
-        *(_number(latency[name], '.1f') for name in ('p50', 'p99')),
+        *(format_number(latency[name], '.1f') for name in ('p50', 'p99')),
         str(method['missed_deadlines']),
-        _number(method['speedup'], '.2f'),
+        format_number(method['speedup'], '.2f'),
     ]
 
 
@@ -144,9 +149,9 @@ def _commands(report: Mapping[str, Any]) -> str:
     for method in report['methods']:
         found = method.get('versus_commands', {}).get('deviation_rad', {})
         rows.append(
-            [method['name'], *(_number(found.get(n), '.4f') for n in ('p50', 'p99', 'max'))]
+            [method['name'], *(format_number(found.get(n), '.4f') for n in ('p50', 'p99', 'max'))]
         )
-    return _table(('method', 'p50', 'p99', 'max'), rows)
+    return html_table(('method', 'p50', 'p99', 'max'), rows)
 
 
 def _keyframes(report: Mapping[str, Any]) -> str:
@@ -157,7 +162,7 @@ def _keyframes(report: Mapping[str, Any]) -> str:
         [m['name'], *(str(m['keyframe_reasons'].get(reason, 0)) for reason in reasons)]
         for m in report['methods']
     ]
-    return _table(('method', *reasons), rows)
+    return html_table(('method', *reasons), rows)
 
 
 def _sources(source: Mapping[str, Any]) -> str:
@@ -166,12 +171,12 @@ def _sources(source: Mapping[str, Any]) -> str:
             entry['name'],
             str(entry['accepted']),
             ', '.join(f'{code} {n}' for code, n in entry['refused'].items()) or 'none',
-            _number(entry['rate_hz'], '.1f'),
+            format_number(entry['rate_hz'], '.1f'),
             entry['last_refusal'],
         ]
         for entry in source.get('sources', ())
     ]
-    text = _table(('source', 'used', 'refused', 'rate at the end [Hz]', 'last refusal'), rows)
+    text = html_table(('source', 'used', 'refused', 'rate at the end [Hz]', 'last refusal'), rows)
     held = source.get('held', ())
     rows = [
         [f'{entry["duration_s"]:.2f}', '; '.join(entry['reasons'])]
@@ -179,11 +184,13 @@ def _sources(source: Mapping[str, Any]) -> str:
     ]
     if rows:
         text += '<p class="quiet">The node would have waited or held the arms:</p>'
-        text += _table(('for [s]', 'because'), rows)
+        text += html_table(('for [s]', 'because'), rows)
     return text
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are escaped."""
+
     def line(cells: Sequence[str], tag: str) -> str:
         return '<tr>' + ''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells) + '</tr>'
 
@@ -191,5 +198,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table>{line(head, "th")}{body}</table></div>'
 
 
-def _number(value: float | None, style: str) -> str:
+def format_number(value: float | None, style: str) -> str:
     return '–' if value is None or value != value else format(value, style)

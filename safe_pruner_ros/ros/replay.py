@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
@@ -16,11 +17,11 @@ from safe_pruner_ros.evaluation.replay_metrics import Limits, evaluate_replay
 from safe_pruner_ros.evaluation.replay_report import write_report
 from safe_pruner_ros.evaluation.replay_video import ReplayVideo
 from safe_pruner_ros.policies.catalog import build_policy
-from safe_pruner_ros.policies.policy import InstructionError, Policy, PolicyOutput
+from safe_pruner_ros.policies.policy import InstructionError, Policy, PolicyOutput, PolicySpec
 from safe_pruner_ros.ros.bag_mapping import apply_map, parse_map
 from safe_pruner_ros.ros.bag_reader import Bag
 from safe_pruner_ros.ros.bag_source import BagSource
-from safe_pruner_ros.runtime.config import Config, check_policy_fits
+from safe_pruner_ros.runtime.config import Config, PolicyConfig, check_policy_fits
 from safe_pruner_ros.types import Observation
 
 
@@ -45,8 +46,7 @@ def main(arguments: argparse.Namespace, config: Config, cells: tuple[Cell, ...])
         lanes = build_lanes(cells, build)
         spec = lanes[0].policy.spec
         check_policy_fits(spec, robot)
-        horizon = min(policy.execution_horizon or spec.execution_horizon, spec.chunk_size)
-        period_s = policy.period_s or spec.period_s
+        horizon, period_s = timing(spec, policy)
         buffer = config.runtime.buffer
         source = BagSource(
             bag, robot, buffer, horizon * period_s, arguments.instruction, arguments.clock
@@ -73,13 +73,7 @@ def main(arguments: argparse.Namespace, config: Config, cells: tuple[Cell, ...])
             **evaluate_replay(record, source.commands(), deadline_ms, limits),
             'source': source.summary(),
             'robot': robot.name,
-            'policy': policy.name,
-            'checkpoint': policy.checkpoint or 'shipped',
-            'device': policy.device,
-            'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-            'commit': git_commit(),
-            'machine': machine(),
-            'command': 'safe-pruner ' + ' '.join(sys.argv[1:]),
+            **facts_of_run(policy),
         }
     json_path, html_path = write_report(
         arguments.out, record, report, has_video=not arguments.no_video
@@ -87,6 +81,25 @@ def main(arguments: argparse.Namespace, config: Config, cells: tuple[Cell, ...])
     _print(report)
     print(f'written to {html_path} and {json_path}')
     return 0 if report['passed'] else 1
+
+
+def timing(spec: PolicySpec, policy: PolicyConfig) -> tuple[int, float]:
+    """(actions of a chunk that are executed, s between them), as the node has it."""
+    horizon = min(policy.execution_horizon or spec.execution_horizon, spec.chunk_size)
+    return horizon, policy.period_s or spec.period_s
+
+
+def facts_of_run(policy: PolicyConfig) -> dict[str, Any]:
+    """Where the numbers of a report come from."""
+    return {
+        'policy': policy.name,
+        'checkpoint': policy.checkpoint or 'shipped',
+        'device': policy.device,
+        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        'commit': git_commit(),
+        'machine': machine(),
+        'command': shlex.join(['safe-pruner', *sys.argv[1:]]),
+    }
 
 
 def _print(report: Mapping[str, Any]) -> None:
