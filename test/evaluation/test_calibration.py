@@ -35,7 +35,7 @@ def observations(count: int = 4, first: int = 0) -> list[Observation]:
                 ArmState(rng.standard_normal(2), stamp_ns),
                 'lift it',
                 stamp_ns,
-            )  # fmt: skip
+            )
         )
     return found
 
