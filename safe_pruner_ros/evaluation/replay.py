@@ -66,7 +66,8 @@ class Lane:
 @dataclass
 class Replay:
     """All lanes over the same observations. ``horizon``: actions of a chunk that are executed;
-    ``stamps_ns`` [steps], ``measured`` [steps, n] joints."""
+    ``stamps_ns`` [steps], ``measured`` [steps, n] joints. ``kinematics``: joints [n] -> positions
+    [hands, 3] in m, of ``end_effectors``; None where they are not known."""
 
     layout: JointLayout
     lanes: tuple[Lane, ...]
@@ -75,6 +76,8 @@ class Replay:
     stamps_ns: list[int] = field(default_factory=list)
     instructions: list[str] = field(default_factory=list)
     measured: list[FloatArray] = field(default_factory=list)
+    kinematics: Callable[[FloatArray], FloatArray] | None = None
+    end_effectors: tuple[str, ...] = ()
 
     @property
     def baseline(self) -> Lane:

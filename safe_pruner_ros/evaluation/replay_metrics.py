@@ -108,6 +108,7 @@ def evaluate_replay(
 def _lane(lane: Lane, record: Replay, deadline_ms: float) -> dict[str, Any]:
     is_gripper = record.layout.is_gripper
     apart = deviation(lane, record)
+    targets, unpruned = (x.targets(record.horizon) for x in (lane, record.baseline))
     latency = np.array([step.total_ms for step in lane.steps])
     good = [step for step in lane.steps if not step.error]
     keys = [(number, step) for number, step in enumerate(lane.steps) if step.is_key_timestep]
@@ -122,8 +123,8 @@ def _lane(lane: Lane, record: Replay, deadline_ms: float) -> dict[str, Any]:
             joint: percentiles(apart[..., column])
             for column, joint in enumerate(record.layout.names)
         },
-        'end_effector_mm': _hands(lane, record),
-        'gripper_flips': int(_flips(lane, record.baseline, record)),
+        'end_effector_mm': _hands(targets, unpruned, record),
+        'gripper_flips': _flips(targets, unpruned, is_gripper),
         'n_visual': max((step.n_visual for step in good), default=0),
         'retained_tokens_mean': float(retained.mean()) if good else None,
         'pruned_share_mean': (
@@ -143,50 +144,44 @@ def _lane(lane: Lane, record: Replay, deadline_ms: float) -> dict[str, Any]:
     }
 
 
-def _flips(lane: Lane, other: Lane, record: Replay) -> int:
-    """Policy steps x grippers in which an executed target is closed in one and open in the
-    other."""
-    grippers = record.layout.is_gripper
-    mine, its = (x.targets(record.horizon)[..., grippers] for x in (lane, other))
+def _flips(mine: FloatArray, its: FloatArray, is_gripper: npt.NDArray[np.bool_]) -> int:
+    """Policy steps x grippers in which an executed target [steps, horizon, n] is closed in one and
+    open in the other."""
+    mine, its = mine[..., is_gripper], its[..., is_gripper]
     differs = (mine > GRIPPER_CLOSED) != (its > GRIPPER_CLOSED)
     differs &= np.isfinite(mine) & np.isfinite(its)
     return int(differs.any(axis=1).sum())
 
 
 def _versus_commands(lane: Lane, record: Replay, track: FloatArray) -> dict[str, Any]:
-    apart = np.abs(lane.targets(record.horizon) - track)
+    targets, is_gripper = lane.targets(record.horizon), record.layout.is_gripper
+    apart = np.abs(targets - track)
     return {
-        'deviation_rad': percentiles(apart[..., ~record.layout.is_gripper]),
+        'deviation_rad': percentiles(apart[..., ~is_gripper]),
         'per_joint': {
             joint: percentiles(apart[..., column])
             for column, joint in enumerate(record.layout.names)
         },
+        'end_effector_mm': _hands(targets, track, record),
+        'gripper_flips': _flips(targets, track, is_gripper),
     }
 
 
-def _hands(lane: Lane, record: Replay) -> dict[str, Any] | None:
-    """Distance of the hands [mm] by side; None where the robot's kinematics are not known."""
-    from safe_pruner_ros.sim import robot
-    from safe_pruner_ros.sim.kinematics import ArmKinematics
-
-    names = record.layout.names
-    found: dict[str, Any] = {}
-    for side in robot.SIDES:
-        joints = robot.arm_joint_names(side)
-        if not set(joints) <= set(names):
-            return None
-        columns = [names.index(joint) for joint in joints]
-        arm = ArmKinematics(side)
-        pair = (lane.targets(record.horizon), record.baseline.targets(record.horizon))
-        mine, its = (part[..., columns].reshape(-1, len(columns)) for part in pair)
-        apart = [
-            1e3 * float(np.linalg.norm(arm.forward(a)[0] - arm.forward(b)[0]))
-            if np.isfinite(a).all() and np.isfinite(b).all()
-            else np.nan
-            for a, b in zip(mine, its, strict=True)
-        ]
-        found[side] = percentiles(np.array(apart))
-    return found
+def _hands(mine: FloatArray, its: FloatArray, record: Replay) -> dict[str, Any] | None:
+    """Distance of the hands [mm] by name between targets [steps, horizon, n]; None where the
+    robot's kinematics are not known."""
+    if record.kinematics is None:
+        return None
+    n_joints = len(record.layout)
+    apart = np.full((mine[..., 0].size, len(record.end_effectors)), np.nan)
+    pairs = zip(mine.reshape(-1, n_joints), its.reshape(-1, n_joints), strict=True)
+    for row, (a, b) in enumerate(pairs):
+        if np.isfinite(a).all() and np.isfinite(b).all():
+            difference = record.kinematics(a) - record.kinematics(b)
+            apart[row] = 1e3 * np.linalg.norm(difference, axis=1)
+    return {
+        name: percentiles(apart[:, column]) for column, name in enumerate(record.end_effectors)
+    }
 
 
 def exceeded(found: Mapping[str, Any], limits: Limits) -> list[str]:

@@ -15,18 +15,22 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from safe_pruner_ros.evaluation.demo.timeline import STYLE
+from safe_pruner_ros.evaluation.demo.timeline import MARKERS, STYLE
 from safe_pruner_ros.evaluation.replay import Lane, Replay
-from safe_pruner_ros.evaluation.replay_metrics import deviation
+from safe_pruner_ros.evaluation.replay_metrics import command_track, deviation
+from safe_pruner_ros.types import FloatArray, JointCommand
 
 # Okabe-Ito without yellow, which is hard to see on white; unpruned is grey.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 GREY, LIMIT = '#777777', '#B00020'
 WIDTH_IN = 10.5
+SHOWN_JOINTS = 4
 PLOT_STYLE: Any = {**STYLE, 'svg.hashsalt': 'replay'}
 
 
-def draw_plots(record: Replay, report: Mapping[str, Any]) -> dict[str, str]:
+def draw_plots(
+    record: Replay, report: Mapping[str, Any], commands: Sequence[JointCommand] = ()
+) -> dict[str, str]:
     """Heading -> SVG."""
     lanes = record.lanes[1:]
     limits = report['limits']
@@ -36,6 +40,7 @@ def draw_plots(record: Replay, report: Mapping[str, Any]) -> dict[str, str]:
             plots['Deviation from the unpruned policy over time'] = _deviation(
                 record, lanes, limits
             )
+            plots['What the arms would have been told'] = _targets(record, lanes, commands)
             plots['Deviation by joint'] = _joints(report['methods'][1:], report['joints'])
         plots['Visual tokens kept'] = _tokens(record)
         plots['Latency of a policy step'] = _latency(record, report['deadline_ms'])
@@ -85,47 +90,96 @@ def _deviation(record: Replay, lanes: Sequence[Lane], limits: Mapping[str, Any])
     return to_svg(figure)
 
 
-def _joints(methods: Sequence[Mapping[str, Any]], joints: Sequence[str]) -> str:
-    """p99 as a bar, p50 as a dot, max as a line end."""
-    figure, axis = plt.subplots(figsize=(WIDTH_IN, 0.8 + 0.17 * len(joints) * (1 + len(methods))))
-    axis.grid(axis='x')
-    axis.set_axisbelow(True)
-    height = 0.8 / len(methods)
-    for number, method in enumerate(methods):
-        places = np.arange(len(joints)) - 0.4 + height * (number + 0.5)
-        values = [method['deviation_per_joint'][joint] for joint in joints]
-
-        def column(name: str, values: Sequence[Mapping[str, Any]] = values) -> list[float]:
-            return [np.nan if v[name] is None else v[name] for v in values]
-
-        colour = _colour(number)
-        axis.hlines(places, column('p99'), column('max'), color=colour, lw=1)
-        axis.barh(places, column('p99'), 0.9 * height, color=colour, alpha=0.75,
-                  label=f'{method["name"]}: p99')  # fmt: skip
-        label = 'p50 (dot), max (end of line)' if not number else None
-        axis.scatter(column('p50'), places, color='white', edgecolor='#222222', s=14, lw=0.7,
-                     zorder=3, label=label)  # fmt: skip
-    axis.set_yticks(range(len(joints)), joints)
-    axis.set(ylim=(len(joints) - 0.4, -0.6), xlim=(0, None),
-             xlabel='deviation from unpruned [rad; grippers: closed fraction]')  # fmt: skip
-    axis.legend(loc='lower left', bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=8.5)
+def _targets(record: Replay, lanes: Sequence[Lane], commands: Sequence[JointCommand]) -> str:
+    """Executed targets of the joints in which the methods differ most, and the recorded ones."""
+    layout = record.layout
+    apart = np.stack([deviation(lane, record) for lane in lanes])
+    spread = np.nan_to_num(apart).max(axis=(0, 1, 2)) / (layout.upper - layout.lower)
+    shown = np.argsort(-spread, kind='stable')[:SHOWN_JOINTS]
+    due_s = (record.due_ns - record.stamps_ns[0]) * 1e-9
+    track = command_track(commands, layout, record.due_ns)
+    figure, axes = plt.subplots(
+        len(shown), 1, figsize=(WIDTH_IN, 1.75 * len(shown)), sharex=True, squeeze=False
+    )
+    for axis, column in zip(axes[:, 0], shown, strict=True):
+        axis.grid(axis='y')
+        if np.isfinite(track[..., column]).any():
+            axis.plot(due_s.ravel(), track[..., column].ravel(), color='black', lw=1, ls=':',
+                      label='recorded commands')  # fmt: skip
+        for number, lane in enumerate(record.lanes):
+            values = lane.targets(record.horizon)[..., column]
+            # A gap between two chunks: their seam is the node's business, not the policy's.
+            times, values = _with_gaps(due_s), _with_gaps(values)
+            is_baseline = number == 0
+            axis.plot(times, values, label=lane.name, lw=3.2 if is_baseline else 1.3,
+                      color='#b9bec4' if is_baseline else _colour(number - 1))  # fmt: skip
+        unit = 'closed\nfraction' if layout.is_gripper[column] else 'rad'
+        name = layout.names[column].replace('astribot_', '').replace('_', ' ')
+        axis.set_ylabel(f'{name}\n[{unit}]', fontsize=8)
+    axes[-1, 0].set_xlabel('time in the recording [s]')
+    _legend(axes[0, 0])
     return to_svg(figure)
 
 
+def _with_gaps(values: FloatArray) -> FloatArray:
+    """[steps, horizon] -> flat, with a NaN after each step."""
+    return np.pad(values, ((0, 0), (0, 1)), constant_values=np.nan).ravel()
+
+
+def _joints(methods: Sequence[Mapping[str, Any]], joints: Sequence[str]) -> str:
+    """p99 of every joint and method, as colour and number."""
+    values = np.array(
+        [[_or_nan(m['deviation_per_joint'][joint]['p99']) for m in methods] for joint in joints]
+    )
+    width = min(WIDTH_IN, 3.2 + 1.15 * len(methods))
+    figure, axis = plt.subplots(figsize=(width, 1.0 + 0.26 * len(joints)))
+    top = max(np.nanmax(values, initial=0.0), 1e-6)
+    image = axis.imshow(values, aspect='auto', cmap='cividis', vmin=0, vmax=top)
+    for (row, column), value in np.ndenumerate(values):
+        axis.text(column, row, f'{value:.3f}', ha='center', va='center', fontsize=7.5,
+                  color='white' if value < 0.6 * top else 'black')  # fmt: skip
+    axis.set_xticks(range(len(methods)), [m['name'] for m in methods], rotation=20, ha='left')
+    axis.xaxis.tick_top()
+    axis.set_yticks(range(len(joints)), joints, fontsize=8)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    label = 'p99 deviation from unpruned\n[rad; grippers: closed fraction]'
+    figure.colorbar(image, ax=axis, shrink=0.6, pad=0.02).set_label(label, fontsize=8)
+    return to_svg(figure)
+
+
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
 def _tokens(record: Replay) -> str:
-    figure, axis = _axes(2.4)
-    for number, lane in enumerate(record.lanes):
-        colour = GREY if number == 0 else _colour(number - 1)
-        kept = [np.nan if step.error else step.n_retained for step in lane.steps]
-        axis.step(record.times_s, kept, where='post', color=colour, lw=1.3, label=lane.name)
-        reasons = [(k, s.reason) for k, s in enumerate(lane.steps) if s.is_key_timestep]
-        if number and reasons:
-            at = [k for k, _ in reasons]
-            axis.scatter(record.times_s[at], np.array(kept)[at], s=16, color=colour, zorder=3)
-    total = max((step.n_visual for step in record.baseline.steps), default=1)
-    axis.set(ylim=(0, 1.1 * total), xlabel='time in the recording [s]',
-             ylabel='visual tokens kept\n(dot: key timestep)')  # fmt: skip
-    _legend(axis)
+    """One row a method: share of the tokens kept, and why it looked at all of them."""
+    lanes = record.lanes[1:] or record.lanes
+    figure, axes = plt.subplots(
+        len(lanes), 1, figsize=(WIDTH_IN, 0.55 + 0.62 * len(lanes)), sharex=True, squeeze=False
+    )
+    times = np.append(
+        record.times_s, record.times_s[-1] + record.horizon * record.period_ns * 1e-9
+    )
+    used: dict[str, Any] = {}
+    reasons = list(dict.fromkeys(s.reason for lane in lanes for s in lane.steps if s.reason))
+    for number, (axis, lane) in enumerate(zip(axes[:, 0], lanes, strict=True)):
+        kept = [np.nan if s.error else 100 * s.n_retained / s.n_visual for s in lane.steps]
+        axis.stairs(kept, times, fill=True, color=_colour(number), alpha=0.55)
+        for which, reason in enumerate(reasons):
+            at = [k for k, step in enumerate(lane.steps) if step.reason == reason]
+            used[reason] = axis.scatter(
+                record.times_s[at], [82.0] * len(at), s=26, marker=MARKERS[which % len(MARKERS)],
+                color='white', edgecolor='#222222', lw=0.8, zorder=3,
+            )  # fmt: skip
+        axis.set(ylim=(0, 105), yticks=(0, 100))
+        axis.set_ylabel(lane.name, rotation=0, ha='right', va='center', fontsize=8.5)
+        axis.yaxis.set_label_coords(-0.045, 0.5)
+    axes[-1, 0].set_xlabel('time in the recording [s]; filled: visual tokens kept [%]')
+    if used:
+        names = [f'key timestep: {reason}' for reason in used]
+        axes[0, 0].legend(list(used.values()), names, loc='lower left', bbox_to_anchor=(0, 1.0),
+                          ncols=4, frameon=False, fontsize=8.5)  # fmt: skip
     return to_svg(figure)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from safe_pruner_ros.evaluation.replay import Replay
 from safe_pruner_ros.evaluation.replay_plots import draw_plots
 from safe_pruner_ros.evaluation.results import to_json
+from safe_pruner_ros.types import JointCommand
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 66rem; margin: 2rem auto;
@@ -31,13 +32,17 @@ COLUMNS = (
 
 
 def write_report(
-    folder: Path, record: Replay, report: Mapping[str, Any], has_video: bool
+    folder: Path,
+    record: Replay,
+    report: Mapping[str, Any],
+    commands: Sequence[JointCommand],
+    has_video: bool,
 ) -> tuple[Path, Path]:
     """Write both files into ``folder``; returns (report.json, report.html)."""
     folder.mkdir(parents=True, exist_ok=True)
     json_path, html_path = folder / 'report.json', folder / 'report.html'
     json_path.write_text(to_json({**report, 'steps': _steps(record)}) + '\n')
-    html_path.write_text(render_html(report, draw_plots(record, report), has_video))
+    html_path.write_text(render_html(report, draw_plots(record, report, commands), has_video))
     return json_path, html_path
 
 
@@ -129,14 +134,12 @@ def _verdict(report: Mapping[str, Any]) -> str:
 
 def _method_row(method: Mapping[str, Any]) -> list[str]:
     apart, latency = method['deviation_rad'], method['latency_ms']
-    hands = method['end_effector_mm']
-    hand_max = [v['max'] for v in hands.values() if v['max'] is not None] if hands else []
     return [
         method['name'],
         f'{format_number(method["retained_tokens_mean"], ".1f")} of {method["n_visual"]}',
         *(format_number(apart[name], '.4f') for name in ('p50', 'p99', 'max')),
         str(method['gripper_flips']),
-        format_number(max(hand_max, default=None), '.1f'),
+        format_number(_largest(method['end_effector_mm']), '.1f'),
         str(method['keyframes']),
         *(format_number(latency[name], '.1f') for name in ('p50', 'p99')),
         str(method['missed_deadlines']),
@@ -147,11 +150,25 @@ def _method_row(method: Mapping[str, Any]) -> list[str]:
 def _commands(report: Mapping[str, Any]) -> str:
     rows = []
     for method in report['methods']:
-        found = method.get('versus_commands', {}).get('deviation_rad', {})
+        found = method.get('versus_commands')
+        if found is None:
+            continue
+        apart = found['deviation_rad']
         rows.append(
-            [method['name'], *(format_number(found.get(n), '.4f') for n in ('p50', 'p99', 'max'))]
+            [
+                method['name'],
+                *(format_number(apart[name], '.4f') for name in ('p50', 'p99', 'max')),
+                str(found['gripper_flips']),
+                format_number(_largest(found['end_effector_mm']), '.1f'),
+            ]
         )
-    return html_table(('method', 'p50', 'p99', 'max'), rows)
+    return html_table(('method', 'p50', 'p99', 'max', 'gripper flips', 'hand max [mm]'), rows)
+
+
+def _largest(hands: Mapping[str, Any] | None) -> float | None:
+    """Over both sides [mm]."""
+    values = [v['max'] for v in hands.values() if v['max'] is not None] if hands else []
+    return max(values, default=None)
 
 
 def _keyframes(report: Mapping[str, Any]) -> str:

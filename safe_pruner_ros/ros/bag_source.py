@@ -187,12 +187,13 @@ class BagSource:
         )
         text = '; '.join(dict.fromkeys(str(reason) for reason in reasons))
         clocks = {Code.STAMP_OTHER_CLOCK, Code.STAMP_IN_FUTURE, Code.CLOCK_MISSING}
-        refused = {c for s in self._buffer.statistics(self._now_ns) for c in s.refused}
-        hint = (
-            f'. Its stamps do not fit the clock ({self.clock}): try --clock header'
-            if clocks & refused and self.clock != 'header'
-            else ''
-        )
+        statistics = self._buffer.statistics(self._now_ns)
+        strange = [s.name for s in statistics if clocks & set(s.refused)]
+        hint = ''
+        if strange and len(strange) < len(statistics):
+            hint = f'. {strange} and the rest are stamped by different clocks: correct the driver'
+        elif strange and self.clock != 'header':
+            hint = f'. Its stamps do not fit the clock ({self.clock}): try --clock header'
         return f'{self._bag.path}: no observation could be made of it ({sources}): {text}{hint}'
 
     # ---- what else the bag says

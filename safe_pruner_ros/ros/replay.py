@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -21,6 +21,7 @@ from safe_pruner_ros.policies.policy import InstructionError, Policy, PolicyOutp
 from safe_pruner_ros.ros.bag_mapping import apply_map, parse_map
 from safe_pruner_ros.ros.bag_reader import Bag
 from safe_pruner_ros.ros.bag_source import BagSource
+from safe_pruner_ros.ros.startup import build_kinematics
 from safe_pruner_ros.runtime.config import Config, PolicyConfig, check_policy_fits
 from safe_pruner_ros.types import Observation
 
@@ -46,6 +47,7 @@ def main(arguments: argparse.Namespace, config: Config, cells: tuple[Cell, ...])
         lanes = build_lanes(cells, build)
         spec = lanes[0].policy.spec
         check_policy_fits(spec, robot)
+        kinematics = build_kinematics(replace(config, robot=robot))
         horizon, period_s = timing(spec, policy)
         buffer = config.runtime.buffer
         source = BagSource(
@@ -68,15 +70,17 @@ def main(arguments: argparse.Namespace, config: Config, cells: tuple[Cell, ...])
                 raise ValueError(
                     f'{bag.path}: {error}; give another one with --instruction'
                 ) from error
+        record.kinematics, record.end_effectors = kinematics, robot.end_effectors
         deadline_ms = arguments.deadline_ms or 1e3 * horizon * period_s
+        commands = source.commands()
         report = {
-            **evaluate_replay(record, source.commands(), deadline_ms, limits),
+            **evaluate_replay(record, commands, deadline_ms, limits),
             'source': source.summary(),
             'robot': robot.name,
             **facts_of_run(policy),
         }
     json_path, html_path = write_report(
-        arguments.out, record, report, has_video=not arguments.no_video
+        arguments.out, record, report, commands, has_video=not arguments.no_video
     )
     _print(report)
     print(f'written to {html_path} and {json_path}')

@@ -54,7 +54,7 @@ def test_the_numbers(report):
         assert method['deviation_rad']['max'] == pytest.approx(max(arms))
         assert joints['astribot_arm_left_joint_1']['n'] == 7 * 4
         hands = method['end_effector_mm']
-        assert set(hands) == {'left', 'right'} and hands['right']['max'] > 0
+        assert set(hands) == {'left_tcp', 'right_tcp'} and hands['right_tcp']['max'] > 0
     # A key timestep answers as the unpruned policy does, bit for bit.
     first = report['steps'][0]['methods']
     assert first['safe_pruner 0.3']['first_target'] == first['unpruned']['first_target']
