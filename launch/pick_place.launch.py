@@ -119,6 +119,7 @@ def bring_up(node: LifecycleNode) -> list[Action]:
 def start(context: LaunchContext) -> list[Action]:
     share = get_package_share_directory(PACKAGE)
     is_simulated = as_boolean(LaunchConfiguration('sim').perform(context), 'sim')
+    on_clock = as_boolean(LaunchConfiguration('use_sim_time').perform(context), 'use_sim_time')
     with_rviz = as_boolean(LaunchConfiguration('rviz').perform(context), 'rviz')
     robot = LaunchConfiguration('robot').perform(context)
     robot = robot or ('sim' if is_simulated else 'astribot_s1')
@@ -129,7 +130,7 @@ def start(context: LaunchContext) -> list[Action]:
         {
             'robot_file': robot,
             'policy_file': LaunchConfiguration('policy').perform(context),
-            'use_sim_time': is_simulated,
+            'use_sim_time': is_simulated or on_clock,
             'activation_timeout_s': float(
                 LaunchConfiguration('activation_timeout_s').perform(context)
             ),
@@ -191,7 +192,7 @@ def start(context: LaunchContext) -> list[Action]:
                 package='rviz2',
                 executable='rviz2',
                 arguments=['-d', os.path.join(share, 'config', 'pick_place.rviz')],
-                parameters=[{'use_sim_time': is_simulated}],
+                parameters=[{'use_sim_time': is_simulated or on_clock}],
             )
         )
     # Handlers first: the node may be up before the next action is visited.
@@ -232,6 +233,7 @@ def generate_launch_description() -> LaunchDescription:
                 'true: commands go to ~/preview; empty: as the robot file says '
                 '(true for real robots, false for the simulator)',
             ),
+            argument('use_sim_time', 'false', 'true: follow /clock, as sim:=true does anyway'),
             argument('seed', '0', 'scene of the simulated robot'),
             argument('target', '-1', 'object to name in that scene; -1: as drawn'),
             argument('rviz', 'false', 'true: open RViz with the attention overlays'),

@@ -217,8 +217,9 @@ def _add_play(commands: Any) -> None:
         'play',
         _play,
         'play a bag into the live node, with /clock; commands in it are left out',
-        'As "ros2 bag play --clock" does, where that is not installed. The node needs '
-        'use_sim_time. Services /safe_pruner_play/pause and /safe_pruner_play/resume.',
+        'By "ros2 bag play" where it is installed, once the node listens; else by a player of our '
+        'own, with the services /safe_pruner_play/pause and /safe_pruner_play/resume. The node '
+        'needs use_sim_time.',
     )
     parser.add_argument('bag', type=Path, help='rosbag2 folder, .mcap, .db3, or ROS 1 .bag')
     parser.add_argument(
@@ -233,6 +234,9 @@ def _add_play(commands: Any) -> None:
     )
     parser.add_argument('--start-offset', type=float, default=0.0, help='begin here, s')
     parser.add_argument('--start-paused', action='store_true', help='wait for ~/resume')
+    parser.add_argument(
+        '--player', default='auto', choices=('auto', 'own', 'ros2'), help='who plays it'
+    )
     parser.add_argument(
         '--wait', type=float, default=10.0, help='for somebody to listen, at most, s'
     )

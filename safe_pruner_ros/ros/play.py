@@ -1,16 +1,21 @@
-"""`safe-pruner play`, and the command line of `ros2 bag play` that does the same."""
+"""`safe-pruner play`: a bag into the live node, by `ros2 bag play` where that is installed."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from safe_pruner_ros.ros.bag_mapping import parse_map
 from safe_pruner_ros.ros.bag_reader import Bag, BagError
 from safe_pruner_ros.ros.bag_source import CLOCK_TOPIC
 from safe_pruner_ros.runtime.config import RobotConfig
+
+if TYPE_CHECKING:
+    from safe_pruner_ros.ros.player import Route
 
 
 def main(arguments: argparse.Namespace, robot: RobotConfig) -> int:
@@ -29,6 +34,7 @@ def main(arguments: argparse.Namespace, robot: RobotConfig) -> int:
                 f'{arguments.start_offset}'
             )
         clock = choose_clock(bag, arguments.clock)
+        other = choose_player(arguments, routes, clock)
         stop = StopSignal()
         stop.install()
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
@@ -43,7 +49,7 @@ def main(arguments: argparse.Namespace, robot: RobotConfig) -> int:
             if arguments.start_paused:
                 player.play_clock.pause()
             offset_s = arguments.start_offset
-            while not stop.is_set():
+            while not (stop.is_set() or other):
                 sent = player.play(executor, stop.is_set, offset_s)
                 print(f'{sent} messages played', file=sys.stderr)
                 offset_s = 0.0
@@ -54,6 +60,9 @@ def main(arguments: argparse.Namespace, robot: RobotConfig) -> int:
             player.destroy_node()
             rclpy.try_shutdown()
             stop.restore()
+    if other and not stop.is_set():
+        sys.stderr.flush()
+        os.execvp(other[0], other)  # signals reach it directly, and its exit code is ours
     return 0
 
 
@@ -65,19 +74,44 @@ def choose_clock(bag: Bag, asked: str) -> str:
     return ('topic' if has_clock else 'record') if asked == 'auto' else asked
 
 
-def ros2_bag_play(
-    bag: Path,
-    topics: Iterable[str],
-    has_clock: bool,
-    rate: float,
-    loop: bool,
-    start_offset_s: float,
-    start_paused: bool,
-) -> list[str]:
-    """The same with `ros2 bag play`: only ``topics``, and the bag's /clock or one of its own."""
-    command = ['ros2', 'bag', 'play', str(bag), '--rate', f'{rate:g}']
-    command += ['--loop'] if loop else []
-    command += ['--start-paused'] if start_paused else []
-    command += ['--start-offset', f'{start_offset_s:g}'] if start_offset_s else []
-    command += [] if has_clock else ['--clock', '100']
-    return [*command, '--topics', *topics, *([CLOCK_TOPIC] if has_clock else [])]
+def choose_player(arguments: argparse.Namespace, routes: Sequence[Route], clock: str) -> list[str]:
+    """Command line of `ros2 bag play`; [] for our own. Raises ValueError for 'ros2' where it is
+    not installed or cannot do what is asked for."""
+    if arguments.player == 'own':
+        return []
+    problems = []
+    if not has_ros2_bag():
+        problems.append('ros2 bag is not installed')
+    if not (arguments.bag / 'metadata.yaml').is_file():
+        problems.append('it plays rosbag2 folders only')
+    if clock == 'header':
+        problems.append('it has no clock of header stamps')
+    if any(len(route.outputs) > 1 for route in routes):
+        problems.append('it plays a topic once')
+    if problems and arguments.player == 'ros2':
+        raise ValueError(f'--player ros2: {"; ".join(problems)}; use --player own')
+    return [] if problems else ros2_bag_play(arguments, routes, clock)
+
+
+def has_ros2_bag() -> bool:
+    from ament_index_python.packages import PackageNotFoundError, get_package_prefix
+
+    try:
+        get_package_prefix('ros2bag')
+    except PackageNotFoundError:
+        return False
+    return shutil.which('ros2') is not None
+
+
+def ros2_bag_play(arguments: argparse.Namespace, routes: Sequence[Route], clock: str) -> list[str]:
+    """Only what our node reads; the bag's /clock, or one of the record times."""
+    command = ['ros2', 'bag', 'play', str(arguments.bag), '--rate', f'{arguments.rate:g}']
+    command += ['--loop'] if arguments.loop else []
+    command += ['--start-paused'] if arguments.start_paused else []
+    if arguments.start_offset:
+        command += ['--start-offset', f'{arguments.start_offset:g}']
+    command += ['--clock', '100'] if clock == 'record' else []
+    command += ['--topics', *(route.topic for route in routes)]
+    command += [CLOCK_TOPIC] if clock == 'topic' else []
+    renamed = [f'{r.topic}:={r.outputs[0]}' for r in routes if r.outputs[0] != r.topic]
+    return [*command, *(['--remap', *renamed] if renamed else [])]

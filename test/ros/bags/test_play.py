@@ -303,3 +303,37 @@ def test_the_play_clock() -> None:
     clock.resume()
     wall[0] += 100 * MS
     assert clock.now_ns() == 2_500 * MS and clock.wait_s(2_000 * MS) < 0
+
+
+def test_ros2_bag_play_where_it_is_installed(recording, sim_config, monkeypatch, tmp_path) -> None:
+    """The same topics and clock; what it cannot do is left to our own player."""
+    from safe_pruner_ros.cli import build_parser
+    from safe_pruner_ros.ros import play
+    from safe_pruner_ros.ros.player import plan_routes
+
+    monkeypatch.setattr(play, 'has_ros2_bag', lambda: True)
+
+    def command(clock: str, *more: str, mapping: dict[str, str] | None = None) -> list[str]:
+        arguments = build_parser().parse_args(['play', str(recording), *more])
+        with Bag(recording) as bag:
+            return play.choose_player(
+                arguments, plan_routes(bag, sim_config.robot, mapping or {}), clock
+            )
+
+    found = command('record', '--loop', '--rate', '2', '--start-offset', '0.5')
+    assert found[:6] == ['ros2', 'bag', 'play', str(recording), '--rate', '2']
+    assert '--loop' in found and '--start-offset' in found and '--clock' in found
+    topics = found[found.index('--topics') + 1 :]
+    assert set(topics) == {
+        '/instruction', '/joint_states', *(c.topic for c in sim_config.robot.cameras),
+    }  # fmt: skip
+    assert '/clock' in command('topic') and '--clock' not in command('topic')
+    assert command('header') == [] and command('record', '--player', 'own') == []
+    twice = {'head': '/camera/left_wrist/image_raw'}
+    assert command('record', mapping=twice) == []
+    with pytest.raises(ValueError, match='plays a topic once; use --player own'):
+        command('record', '--player', 'ros2', mapping=twice)
+    monkeypatch.setattr(play, 'has_ros2_bag', lambda: False)
+    assert command('record') == []
+    with pytest.raises(ValueError, match='ros2 bag is not installed'):
+        command('record', '--player', 'ros2')

@@ -65,7 +65,7 @@ def test_the_numbers(report):
 
 def test_the_page_is_one_file(replayed):
     page = (replayed[1] / 'report.html').read_text()
-    assert page.count('<svg') == 5 and 'Limits exceeded' in page and '<script' not in page
+    assert page.count('<svg') == 6 and 'Limits exceeded' in page and '<script' not in page
     assert not re.findall(r'(?:src|href)="(?!#)', page)
 
 
