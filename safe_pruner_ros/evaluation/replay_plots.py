@@ -134,17 +134,18 @@ def _joints(methods: Sequence[Mapping[str, Any]], joints: Sequence[str]) -> str:
     width = min(WIDTH_IN, 3.2 + 1.15 * len(methods))
     figure, axis = plt.subplots(figsize=(width, 1.0 + 0.26 * len(joints)))
     top = max(np.nanmax(values, initial=0.0), 1e-6)
-    image = axis.imshow(values, aspect='auto', cmap='cividis', vmin=0, vmax=top)
+    axis.pcolormesh(values, cmap='cividis', vmin=0, vmax=top, edgecolor='white', lw=0.8)
     for (row, column), value in np.ndenumerate(values):
-        axis.text(column, row, f'{value:.3f}', ha='center', va='center', fontsize=7.5,
+        axis.text(column + 0.5, row + 0.5, f'{value:.3f}', ha='center', va='center', fontsize=7.5,
                   color='white' if value < 0.6 * top else 'black')  # fmt: skip
-    axis.set_xticks(range(len(methods)), [m['name'] for m in methods], rotation=20, ha='left')
+    names = [method['name'] for method in methods]
+    axis.set_xticks(np.arange(len(names)) + 0.5, names, rotation=20, ha='left')
     axis.xaxis.tick_top()
-    axis.set_yticks(range(len(joints)), joints, fontsize=8)
+    axis.set_yticks(np.arange(len(joints)) + 0.5, joints, fontsize=8)
+    axis.invert_yaxis()
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    label = 'p99 deviation from unpruned\n[rad; grippers: closed fraction]'
-    figure.colorbar(image, ax=axis, shrink=0.6, pad=0.02).set_label(label, fontsize=8)
+    axis.set_xlabel('p99 deviation from unpruned [rad; grippers: closed fraction]')
     return to_svg(figure)
 
 

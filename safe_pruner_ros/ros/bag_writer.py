@@ -96,7 +96,8 @@ class WriterThread:
         self._writer = writer
         self._queue: queue.SimpleQueue[Callable[[], int] | None] = queue.SimpleQueue()
         self._backlog_bytes = 0
-        self._lock = threading.Lock()
+        self._count_lock = threading.Lock()
+        self._lock = threading.Lock()  # of the writer; held while it writes
         self._thread = threading.Thread(target=self._run, name='bag', daemon=True)
 
     def __enter__(self) -> WriterThread:
@@ -116,7 +117,7 @@ class WriterThread:
         if self._backlog_bytes + len(data) > MAX_BACKLOG_BYTES or self.failure:
             self.dropped += 1
             return
-        self._backlog_bytes += len(data)
+        self._count_backlog(len(data))
 
         def write() -> int:
             with self._lock:
@@ -134,9 +135,13 @@ class WriterThread:
             if write is None:
                 return
             try:
-                self._backlog_bytes -= write()
+                self._count_backlog(-write())
             except OSError as error:
                 self.failure = self.failure or f'{self._writer.path}: {error}'
+
+    def _count_backlog(self, size_bytes: int) -> None:
+        with self._count_lock:
+            self._backlog_bytes += size_bytes
 
     def _flush(self) -> int:
         """Nothing came for a second: what is there shall not wait in memory."""

@@ -39,6 +39,14 @@ def main(arguments: argparse.Namespace, robot: RobotConfig) -> int:
 
     ValueError when the folder exists.
     """
+    try:
+        return _record(arguments, robot)
+    except OSError as error:  # not even the end of the file could be written
+        print(f'safe-pruner record: {error}; try "safe-pruner repair"', file=sys.stderr)
+        return 1
+
+
+def _record(arguments: argparse.Namespace, robot: RobotConfig) -> int:
     folder = arguments.out or Path('out/record') / datetime.now().strftime('%Y%m%d_%H%M%S')
     is_wanted = wanted_topics(robot, arguments.node, arguments.topic, arguments.overlays)
     stop = StopSignal()

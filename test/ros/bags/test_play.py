@@ -66,7 +66,7 @@ class Live:
         self._stop = StopSignal()
         values = {
             'robot_file': 'sim', 'use_sim_time': True, 'robot.dry_run': True,
-            'runtime.worker.max_clock_stop_s': 3600.0,
+            'runtime.worker.max_clock_stop_s': 3600.0, 'runtime.control_rate_hz': 200.0,
         }  # fmt: skip
         self.node = SafePrunerNode(
             lambda config: policy, self._stop, context=self.context,
