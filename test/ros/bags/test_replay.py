@@ -61,6 +61,8 @@ def test_the_numbers(report):
     # The expert's recorded commands are near what the policy would have done.
     assert report['recorded_commands'] == 200
     assert 0 < unpruned['versus_commands']['deviation_rad']['p50'] < 0.3
+    assert 0 < unpruned['versus_commands']['end_effector_mm']['right_tcp']['p50'] < 300
+    assert unpruned['versus_commands']['gripper_flips'] <= 7 * 2
 
 
 def test_the_page_is_one_file(replayed):
