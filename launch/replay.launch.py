@@ -9,11 +9,12 @@ Through `ros2 bag play` where it is installed, else through `safe-pruner play`. 
 
 import os
 
-from ament_index_python.packages import get_package_share_directory
+from ament_index_python.packages import get_package_prefix, get_package_share_directory
 from launch.action import Action
 from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
+    ExecuteProcess,
     IncludeLaunchDescription,
     OpaqueFunction,
     RegisterEventHandler,
@@ -22,7 +23,6 @@ from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription
 
@@ -62,13 +62,9 @@ def start(context: LaunchContext) -> list[Action]:
             'robot': values['robot'] or 'sim',
         }.items(),
     )
-    player = Node(
-        package=PACKAGE,
-        executable='safe_pruner',
-        name='play',
-        output='screen',
-        arguments=player_arguments(values),
-    )
+    # No launch_ros Node: that appends --ros-args, which is no argument of this command line.
+    program = os.path.join(get_package_prefix(PACKAGE), 'lib', PACKAGE, 'safe_pruner')
+    player = ExecuteProcess(cmd=[program, *player_arguments(values)], output='screen')
     over = RegisterEventHandler(
         OnProcessExit(
             target_action=player,

@@ -59,11 +59,13 @@ def _record(arguments: argparse.Namespace, robot: RobotConfig) -> int:
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         # Not the events executor: in rclpy 7.1.6 it has no message info for raw subscriptions.
         executor = SingleThreadedExecutor()
-        recorder = Recorder(is_wanted, thread.announce, thread.put)
-        executor.add_node(recorder)
-        print(f'recording to {folder}; end with Ctrl-C', file=sys.stderr)
         # A simulation begins when the policy does.
         begins = f'{arguments.node}/status' if arguments.sim else ''
+        recorder = Recorder(
+            is_wanted, thread.announce, thread.put, begins, [robot.instruction_topic]
+        )
+        executor.add_node(recorder)
+        print(f'recording to {folder}; end with Ctrl-C', file=sys.stderr)
         progress = _Progress(recorder, thread, folder, arguments.duration, begins, check)
         try:
             spin_until(executor, stop, until=progress.is_over)

@@ -64,19 +64,25 @@ class TopicRecord:
 
 
 class Recorder(Node):
-    """Feeds ``put(topic, log_ns, data)``; `announce` is called before the first of a topic."""
+    """Feeds ``put(topic, log_ns, data)``; `announce` is called before the first of a topic.
+
+    ``begins``: until this topic speaks, only ``always`` is kept; '' keeps everything.
+    """
 
     def __init__(
         self,
         is_wanted: Callable[[str], bool],
         announce: Callable[[str, str, Sequence[Qos]], None],
         put: Callable[[str, int, bytes], None],
+        begins: str = '',
+        always: Iterable[str] = (),
         **node_arguments: Any,
     ) -> None:
         super().__init__('safe_pruner_record', **node_arguments)
         self.topics: dict[str, TopicRecord] = {}
         self.refused: dict[str, str] = {}
         self._is_wanted, self._announce, self._put = is_wanted, announce, put
+        self._begins, self._always = begins, frozenset(always)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # also without /clock
         self.create_timer(DISCOVERY_PERIOD_S, self.discover, clock=steady)
 
@@ -109,6 +115,10 @@ class Recorder(Node):
         self.create_subscription(cls, topic, received, _to_match(offered), raw=True)
 
     def _received(self, topic: str, data: bytes, info: dict[str, int]) -> None:
+        if self._begins and topic not in self._always:
+            if topic != self._begins:
+                return
+            self._begins = ''
         # When it arrived, not when this callback came round to it.
         log_ns = int(info.get('received_timestamp') or 0) or time.time_ns()
         record = self.topics[topic]

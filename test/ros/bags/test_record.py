@@ -57,19 +57,23 @@ class Speaker:
             assert time.monotonic() < deadline_s, 'the recorder does not listen'
             time.sleep(0.05)
 
-    def speak(self, count: int) -> None:
+    def say_image(self) -> None:
         from sensor_msgs.msg import Image
+
+        number = len(self.sent)
+        pixels = bytes([number % 256] * 18)
+        msg = Image(height=2, width=3, encoding='rgb8', step=9, data=pixels)
+        msg.header.stamp.sec = number
+        self.image.publish(msg)
+
+    def speak(self, count: int) -> None:
         from std_msgs.msg import Float64MultiArray
 
         from safe_pruner_ros.msg import PruningStatus
 
         for _ in range(count):
             number = len(self.sent)
-            msg = Image(
-                height=2, width=3, encoding='rgb8', step=9, data=bytes([number % 256] * 18)
-            )
-            msg.header.stamp.sec = number
-            self.image.publish(msg)
+            self.say_image()
             status = PruningStatus(method='safe_pruner', policy_step=number, n_visual=192)
             status.attention_similarity = float('nan')
             self.status.publish(status)
@@ -141,7 +145,7 @@ def test_a_killed_recorder_loses_a_second_at_most(tmp_path, speaker, capsys) -> 
     recorder = start_recorder(out)
     speaker.wait_for_listener()
     speaker.speak(30)
-    time.sleep(2.5)  # quiet: what was said is flushed
+    time.sleep(3.5)  # quiet: what was said is flushed
     speaker.speak(3)
     recorder.kill()
     recorder.communicate(timeout=60)
@@ -213,6 +217,40 @@ def test_a_slow_disk_is_counted_and_a_full_one_ends_it() -> None:
             time.sleep(0.01)
         thread.put('/a', 1, b'x')
     assert 'No space left' in thread.failure and thread.dropped == 1
+
+
+@pytest.mark.ros
+def test_a_recording_that_begins_with_the_policy(speaker) -> None:
+    """What came before is left out, but for the instruction."""
+    from rclpy.executors import SingleThreadedExecutor
+
+    from safe_pruner_ros.ros.recorder import Recorder
+
+    got: list[str] = []
+    recorder = Recorder(
+        lambda topic: topic in ('/camera/head/image_raw', '/instruction', '/safe_pruner/status'),
+        lambda topic, kind, qos: None,
+        lambda topic, log_ns, data: got.append(topic),
+        '/safe_pruner/status', ['/instruction'], context=speaker.context,
+    )  # fmt: skip
+    executor = SingleThreadedExecutor(context=speaker.context)
+    executor.add_node(recorder)
+    try:
+        deadline_s = time.monotonic() + 60
+        while '/safe_pruner/status' not in got and time.monotonic() < deadline_s:
+            speaker.say_image()
+            if '/instruction' in got and recorder.topics.keys() >= {'/safe_pruner/status'}:
+                assert '/camera/head/image_raw' not in got
+                speaker.speak(1)
+            executor.spin_once(timeout_sec=0.05)
+        while '/camera/head/image_raw' not in got and time.monotonic() < deadline_s:
+            speaker.say_image()
+            executor.spin_once(timeout_sec=0.05)
+    finally:
+        executor.shutdown()
+        recorder.destroy_node()
+    assert got[0] == '/instruction' and '/camera/head/image_raw' in got
+    assert got.index('/safe_pruner/status') < got.index('/camera/head/image_raw')
 
 
 @pytest.mark.ros
