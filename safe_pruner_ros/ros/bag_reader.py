@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
 from rosbags.typesys import Stores, get_typestore
 
@@ -117,7 +117,7 @@ class Bag:
             return
         try:
             yield from self._reader.messages(connections=chosen)
-        except (AnyReaderError, OSError, EOFError) as error:
+        except Exception as error:  # readers raise what the damaged byte happens to cause
             raise BagError(
                 f'{self.path}: breaks off while reading ({error}); record it again, or repair it '
                 'with "ros2 bag convert"'

@@ -245,6 +245,25 @@ def test_bags_that_are_none(tmp_path, kit, episode, source_of):
         source_of(cut)
 
 
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3', 'ros1'])
+def test_damaged_bytes_are_a_refusal_or_fewer_messages(
+    storage, tmp_path, episode, kit, source_of
+) -> None:
+    """Whatever byte is hit: observations, or a BagError with the name of the file."""
+    path = kit.write_bag(tmp_path / 'bag', episode[:60], storage)
+    file = path if path.is_file() else next(f for f in path.iterdir() if f.suffix != '.yaml')
+    whole, rng = file.read_bytes(), np.random.default_rng(0)
+    for _ in range(8):
+        data = bytearray(whole)
+        for place in rng.integers(64, len(data), 40):
+            data[place] = int(rng.integers(256))
+        file.write_bytes(data)
+        try:
+            source_of(path)
+        except BagError as error:
+            assert str(path) in str(error)
+
+
 def test_missing_instruction(tmp_path, episode, kit, source_of):
     path = kit.write_bag(tmp_path / 'bag', [e for e in episode if e.kind != kit.STRING])
     with pytest.raises(BagError, match='give it with --instruction'):
