@@ -86,6 +86,9 @@ def _start_simulation(
     """Simulator and policy node as children, in a DDS domain where no robot is. Returns what
     raises ChildDied when one of them has ended."""
     environment = private_domain()
+    # As the demo does: OpenMP threads that wait for a taken core double a policy step.
+    threads = max(1, len(os.sched_getaffinity(0)) // 4)
+    environment['OMP_NUM_THREADS'] = os.environ.get('OMP_NUM_THREADS') or str(threads)
     os.environ.update(environment)  # this process joins that domain, too
     logs = folder.with_name(f'{folder.name}_logs')
     children = stack.enter_context(Children(logs, environment))
