@@ -169,6 +169,7 @@ def test_it_moves_the_arms_under_the_guard_and_says_what_it_prunes(
     spec = node._session.policy.spec
     assert (spec.name, len(spec.joint_names), spec.chunk_size) == (tiny_policy.name, 16, 8)
 
+    wait_for(lambda: observer.states, 10.0, lambda: 'joint states')
     first = dict(zip(observer.states[-1].name, observer.states[-1].position, strict=True))
 
     def moved() -> float:
