@@ -14,8 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from safe_pruner_ros import cli_bags, cli_models
+from safe_pruner_ros import cli_bags, cli_evaluate, cli_models
 from safe_pruner_ros.cli_common import (
+    FAILED,
     PROGRAM,
     Command,
     UsageError,
@@ -23,15 +24,12 @@ from safe_pruner_ros.cli_common import (
     add_policy_arguments,
     at_least,
     import_ros,
-    names,
-    ratios,
     read_policy_file,
     share,
     size,
 )
 
 USER_ERROR = 2
-FAILED = 1
 INTERRUPTED = 130
 
 
@@ -68,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar='COMMAND', required=True, dest='name')
     _add_demo(commands)
     _add_train(commands)
-    _add_evaluate(commands)
+    cli_evaluate.add_commands(commands)
     _add_benchmark(commands)
     cli_models.add_commands(commands)
     cli_bags.add_commands(commands)
@@ -139,97 +137,6 @@ def _train(arguments: argparse.Namespace) -> int:
     at_least('--processes', arguments.processes, 1)
     at_least('--seed', arguments.seed, 0)
     return int(import_module('safe_pruner_ros.training.run').main(arguments))
-
-
-# ---- evaluate
-
-
-def _add_evaluate(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        'evaluate',
-        _evaluate,
-        'closed-loop success of pruning methods on the same scenes, with confidence',
-        'A run that was stopped goes on where it was when the command is repeated; a run with '
-        'more methods, ratios or seeds adds to the same folder.',
-    )
-    parser.add_argument('--task', default='pick_place', help='task')
-    parser.add_argument(
-        '--methods', default='unpruned,safe_pruner,random,fastv', help='comma separated'
-    )
-    parser.add_argument('--retention', default='0.3', help='ratios in (0, 1], comma separated')
-    parser.add_argument(
-        '--seeds', default='', help='scenes: 900000:900200 (end excluded) or 900000,900007; '
-        'empty: the first 200 of the split'
-    )  # fmt: skip
-    parser.add_argument(
-        '--split', default='', help='validation (for choices) or test (for reported numbers '
-        'only); empty: as the seeds say, else validation'
-    )  # fmt: skip
-    parser.add_argument(
-        '--each-object', action='store_true', help='name each object of each scene in turn'
-    )
-    parser.add_argument('--baseline', default='unpruned', help='what differences are taken to')
-    parser.add_argument(
-        '--max-policy-steps', type=int, default=None, help='give up after; empty: as the task says'
-    )
-    parser.add_argument(
-        '--execution-horizon', type=int, default=0, help="actions of a chunk used; 0: the policy's"
-    )
-    parser.add_argument(
-        '--latency-ticks', type=int, default=0, help='control ticks from picture to first action'
-    )
-    parser.add_argument('--jobs', type=int, default=0, help='worker processes; 0: one a core')
-    parser.add_argument('--out', type=Path, default=Path('out/evaluate'), help='results folder')
-    add_policy_arguments(parser)
-
-
-def _evaluate(arguments: argparse.Namespace) -> int:
-    at_least('--jobs', arguments.jobs, 0)
-    plan_module = import_module('safe_pruner_ros.evaluation.plan')
-    recipe = import_module('safe_pruner_ros.training.recipe')
-    splits = {'validation': recipe.VALIDATION_SEEDS, 'test': recipe.TEST_SEEDS}
-    seeds, split = plan_module.choose_seeds(arguments.seeds, arguments.split, splits)
-    methods, settings = names(arguments.methods), plan_module.parse_settings(arguments.settings)
-    policy, configured = read_policy_file(arguments)
-    cells = plan_module.build_cells(methods, ratios(arguments.retention), settings, configured)
-    if arguments.baseline not in methods and arguments.baseline != 'unpruned':
-        raise UsageError(f'--baseline {arguments.baseline} is not among --methods {methods}')
-    import_module('safe_pruner_ros.sim.tasks.catalog').get_task(arguments.task)
-
-    rollout = import_module('safe_pruner_ros.evaluation.rollout')
-    evaluate = import_module('safe_pruner_ros.evaluation.evaluate')
-    asked: tuple[int | None, ...] = (None,)
-    if arguments.each_object:
-        asked = tuple(range(evaluate.count_objects(arguments.task, seeds[0])))
-    plan = plan_module.EvaluationPlan(
-        task=arguments.task,
-        cells=cells,
-        seeds=seeds,
-        split=split,
-        asked_objects=asked,
-        policy=policy.name,
-        checkpoint=policy.checkpoint,
-        device=policy.device,
-        rollout=rollout.RolloutSettings(
-            arguments.max_policy_steps,
-            arguments.execution_horizon or policy.execution_horizon,
-            arguments.latency_ticks,
-        ),
-        settings=settings,
-        configured=configured,
-    )
-    evaluate.check_plan(plan)
-    try:
-        evaluate.evaluate(plan, arguments.out, arguments.jobs, arguments.baseline)
-    except evaluate.WorkerDied as error:
-        print(f'{PROGRAM} evaluate: {error}', file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print(f'\nfinished episodes are in {arguments.out}; repeat the command to go on')
-        raise
-    print((arguments.out / 'summary.md').read_text())
-    return 0
 
 
 # ---- benchmark

@@ -99,7 +99,8 @@ def _add_replay(commands: Any) -> None:
 def _replay(arguments: argparse.Namespace) -> int:
     at_least('--deadline-ms', arguments.deadline_ms, 0)
     plan = import_module('safe_pruner_ros.evaluation.plan')
-    settings = plan.parse_settings(arguments.settings)
+    parse_settings = import_module('safe_pruner_ros.evaluation.methods').parse_settings
+    settings = parse_settings(arguments.settings)
     config, configured = read_config(arguments, arguments.robot_file)
     cells = plan.build_cells(
         names(arguments.methods), ratios(arguments.retention), settings, configured
@@ -141,7 +142,8 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     method = arguments.method or next(iter(configured))
     tried = ratios(arguments.retention)
     taus = ratios(arguments.thresholds, '--thresholds')
-    settings = plan.parse_settings(arguments.settings)
+    parse_settings = import_module('safe_pruner_ros.evaluation.methods').parse_settings
+    settings = parse_settings(arguments.settings)
     (cell,) = plan.build_cells([method], tried[:1], settings, configured)
     calibrate = import_module('safe_pruner_ros.ros.calibrate')
     return int(calibrate.main(arguments, config, method, cell.settings, tried, taus))

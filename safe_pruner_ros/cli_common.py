@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 PROGRAM = 'safe-pruner'
+FAILED = 1
 Command = Callable[[argparse.Namespace], int]
 
 

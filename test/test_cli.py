@@ -33,14 +33,54 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (['--set', 'alhpa=0.3'], "none of the methods takes the setting ['alhpa']"),
         (['--task', 'juggle'], "unknown task 'juggle'"),
         (['--policy-file', 'enbedded'], "no 'enbedded' in"),
-        (['--baseline', 'magic'], 'not among --methods'),
+        (['--baseline', 'magic'], 'unknown pruning method'),
+        (['--baseline', 'divprune'], '--baseline divprune is not among --methods'),
         (['--jobs', '-1'], '--jobs must be at least 0'),
         (['--checkpoint', '/nowhere.safetensors'], 'no embedded-policy weights at /nowhere'),
         (['--max-policy-steps', '0'], 'max_policy_steps'),
+        (['--methods', 'safe_pruner:alpah=1'], "'safe_pruner' has no setting ['alpah']"),
+        (['--methods', 'safe_pruner:tau=2'], 'similarity_threshold must be in [0, 1], got 2'),
+        (['--methods', 'fastv', 'fastv'], "given twice: ['fastv']"),
+        (['--retention', '0'], '(0, 1], got 0.0'),
+        (['--retention', 'nan'], '(0, 1], got nan'),
+        (['--plan', 'grit'], "did you mean 'grid'"),
+        (['--plan', 'grid', '--methods', 'fastv'], 'leave out --methods'),
+        (['--plan', 'sweeps', '--task', 'pack_doll'], "no run of task 'pack_doll'"),
+        (['--plan', 'sweeps', '--task', 'juggle'], "unknown task 'juggle'"),
+        (['--episodes', '3'], '--episodes shortens a --plan'),
+        (['--backend', 'spark'], "a backend is 'local', 'dask:tcp"),
     ],
 )
 def test_evaluate_refuses(capsys, tmp_path, arguments: list[str], message: str) -> None:
     assert message in fails(capsys, 'evaluate', '--out', str(tmp_path / 'out'), *arguments)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_evaluate_says_what_it_would_run(capsys, tmp_path) -> None:
+    out = ('--dry-run', '--out', str(tmp_path / 'out'))
+    assert cli.main(['evaluate', '--plan', 'ablations', '--episodes', '2', *out]) == 0
+    text = capsys.readouterr().out
+    assert 'pick_place, 19 cells x 2 episodes, split test' in text
+    assert 'safe_pruner:keyframe_interval=4 at 0.1' in text and '64 episodes' in text
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['analyse', 'keyframes'], 'reads evaluation results'),
+        (['analyse', 'keyframes', '/nowhere'], 'no evaluation results at /nowhere'),
+        (['analyse', 'forecast', '/nowhere'], 'reads recordings'),
+        (['analyse', 'forecast', '--seeds', '3'], 'in no evaluation split'),
+        (['analyse', 'forecast', '--max-lag', '0'], '--max-lag'),
+        (['analyse', 'subtasks', '--tolerance', '-1'], '--tolerance'),
+        (['analyse', 'forecast', '--task', 'juggle'], "unknown task 'juggle'"),
+        (['table', '/nowhere'], 'no evaluation results at /nowhere'),
+        (['table', '/nowhere', '--baseline', 'magic'], 'unknown pruning method'),
+    ],
+)
+def test_table_and_analyse_refuse(capsys, tmp_path, arguments: list[str], message: str) -> None:
+    assert message in fails(capsys, *arguments, '--out', str(tmp_path / 'out'))
     assert not (tmp_path / 'out').exists()
 
 
@@ -74,7 +114,12 @@ def test_interrupt_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cli.main(['train']) == 130
 
 
-@pytest.mark.parametrize('command', ['demo', 'train', 'evaluate', 'benchmark', 'replay'])
+COMMANDS = (
+    'demo train evaluate table analyse benchmark flops preflight replay calibrate record repair play'
+).split()
+
+
+@pytest.mark.parametrize('command', COMMANDS)
 def test_every_command_has_help(capsys, command: str) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main([command, '--help'])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from safe_pruner_ros.core.baselines.divprune import DivPrune, DivPruneConfig
@@ -52,17 +52,29 @@ def accepted_settings(method: str) -> tuple[str, ...]:
     return tuple(field.name for field in fields(_entry(method).config))
 
 
+def resolved_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings that ``method`` runs with: ``settings``, and its defaults for the rest.
+
+    Raises ValueError for an unknown method or setting, or a value out of range; TypeError for one
+    of the wrong kind.
+    """
+    return asdict(_config(method, settings))
+
+
+def _config(method: str, settings: Mapping[str, Any]) -> Any:
+    accepted = accepted_settings(method)
+    unknown = sorted(set(settings) - set(accepted))
+    if unknown:
+        raise ValueError(f'method {method!r} has no setting {unknown}; it takes {list(accepted)}')
+    return _entry(method).config(**settings)
+
+
 def build_pruner(method: str, n_layers: int, **settings: Any) -> Pruner:
     """A fresh pruner for a decoder of ``n_layers`` layers.
 
     ``settings`` are the fields of the method's config class; what is left out takes its default.
     Raises ValueError for an unknown method, an unknown setting or a value out of range.
     """
-    entry = _entry(method)
-    accepted = accepted_settings(method)
-    unknown = sorted(set(settings) - set(accepted))
-    if unknown:
-        raise ValueError(f'method {method!r} has no setting {unknown}; it takes {list(accepted)}')
-    pruner = entry.pruner(entry.config(**settings), n_layers)
+    pruner = _entry(method).pruner(_config(method, settings), n_layers)
     pruner.method = method
     return pruner

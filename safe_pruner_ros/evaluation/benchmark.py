@@ -9,7 +9,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 from safe_pruner_ros.evaluation.latency import markdown_table, ratio_line, run_benchmark
-from safe_pruner_ros.evaluation.plan import build_cells, parse_settings
+from safe_pruner_ros.evaluation.methods import parse_settings
+from safe_pruner_ros.evaluation.plan import build_cells
 from safe_pruner_ros.evaluation.provenance import git_commit, machine
 from safe_pruner_ros.evaluation.results import to_json
 from safe_pruner_ros.runtime.config import PolicyConfig

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import os
+import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
+from safe_pruner_ros.core.catalog import resolved_settings
+from safe_pruner_ros.evaluation.execution import run_jobs
 from safe_pruner_ros.evaluation.plan import EvaluationPlan, Job
+from safe_pruner_ros.evaluation.plots import write_plots
 from safe_pruner_ros.evaluation.provenance import git_commit, machine
-from safe_pruner_ros.evaluation.results import ResultsFolder
-from safe_pruner_ros.evaluation.summary import CellSummary, as_dict, markdown_table, summarise
+from safe_pruner_ros.evaluation.results import Record, ResultsError, ResultsFolder, to_json
+from safe_pruner_ros.evaluation.summary import CellSummary, as_dict, summarise
+from safe_pruner_ros.evaluation.tables import markdown_summary
 from safe_pruner_ros.evaluation.worker import run_job
 from safe_pruner_ros.policies.catalog import build_policy
+from safe_pruner_ros.policies.policy import Policy
 from safe_pruner_ros.sim.env import DualArmEnv
-
-
-class WorkerDied(RuntimeError):
-    """A worker process ended without an answer; what was finished is saved."""
 
 
 def check_plan(plan: EvaluationPlan) -> None:
@@ -31,14 +30,16 @@ def check_plan(plan: EvaluationPlan) -> None:
     the checkpoint, a setting, a horizon."""
     if not plan.seeds:
         raise ValueError('no seeds to evaluate')
+    policies: dict[str, Policy] = {}
     for cell in plan.cells:
-        try:
-            policy = build_policy(
-                plan.policy, cell.method, dict(cell.settings), plan.checkpoint, plan.device
+        settings = cell.resolved()
+        if cell.method not in policies:
+            policies[cell.method] = build_policy(
+                plan.policy, cell.method, settings, plan.checkpoint, plan.device
             )
-        except TypeError as error:  # a setting of the wrong kind
-            raise ValueError(f'method {cell.method!r}: bad value in a setting: {error}') from error
-    horizon, chunk_size = plan.rollout.execution_horizon, policy.spec.chunk_size
+        policies[cell.method].update_pruner(**settings)
+    horizon = plan.rollout.execution_horizon
+    chunk_size = policies[plan.cells[0].method].spec.chunk_size
     if horizon > chunk_size:
         raise ValueError(f'execution_horizon must be at most {chunk_size}, got {horizon}')
 
@@ -51,17 +52,18 @@ def count_objects(task: str, seed: int) -> int:
 
 
 def evaluate(
-    plan: EvaluationPlan, out: Path, jobs: int = 0, baseline: str = 'unpruned'
+    plan: EvaluationPlan, out: Path, jobs: int = 0, baselines: Sequence[str] = ('unpruned',)
 ) -> list[CellSummary]:
     """Run every episode of ``plan`` that ``out`` does not hold yet, then write the summaries.
 
-    ``jobs``: worker processes, 0 = one a core. joblib decides where they run, so a caller may
-    choose another backend with `joblib.parallel_config`. Raises ResultsError for a folder that
-    holds something else, WorkerDied; episodes finished until then are kept.
+    ``jobs``: episodes at a time, 0 = one a core. joblib decides where they run, so a caller may
+    choose another backend with `joblib.parallel_config`. ``baselines``: variants to take
+    differences to. Raises ResultsError for a folder that holds something else, WorkerDied;
+    episodes finished until then are kept.
     """
     commit = git_commit()
-    jobs = jobs or os.cpu_count() or 1
     with ResultsFolder(out, plan.config()) as folder:
+        _check_settings(folder.episodes, plan, out)
         before = {episode.get('commit') for episode in folder.episodes} - {commit}
         if before:
             print(
@@ -74,9 +76,34 @@ def evaluate(
         try:
             _run(waiting, jobs, commit, folder, done=len(everything) - len(waiting))
         finally:
-            cells = summarise(folder.episodes, baseline)
-            _write_summary(folder, plan, cells, commit, len(waiting), time.monotonic() - began)
+            cells = summarise(folder.episodes, baselines[0])
+            _write_summary(folder, plan, cells, baselines, commit, len(waiting), began)
     return cells
+
+
+def _check_settings(episodes: Iterable[Record], plan: EvaluationPlan, out: Path) -> None:
+    """One name, one set of settings: else two different methods would be counted as one."""
+    cells = {(cell.variant, cell.retention_ratio): cell for cell in plan.cells}
+    checked = set()
+    for episode in episodes:
+        key = (str(episode.get('variant')), float(episode['retention_ratio']))
+        if key not in cells or key in checked or 'settings' not in episode:
+            continue
+        checked.add(key)
+        cell, before = cells[key], episode['settings']
+        now = json.loads(to_json(cell.resolved()))
+        # A setting that came after those episodes is the same as long as it is at its default.
+        changed = {k: v for k, v in now.items() if before.get(k, _default(cell.method, k)) != v}
+        if changed:
+            old = {name: before.get(name) for name in changed}
+            raise ResultsError(
+                f'{out} holds episodes of {key[0]!r} with other settings: they were {old}, now '
+                f'{changed}; choose another --out, or repeat the old settings'
+            )
+
+
+def _default(method: str, setting: str) -> Any:
+    return json.loads(to_json(resolved_settings(method, {})))[setting]
 
 
 def _run(waiting: Sequence[Job], jobs: int, commit: str, folder: ResultsFolder, done: int) -> None:
@@ -89,47 +116,32 @@ def _run(waiting: Sequence[Job], jobs: int, commit: str, folder: ResultsFolder, 
         mininterval=0.5 if is_live else 30.0,
         dynamic_ncols=is_live,
     ) as bar:
-        for record in _results(waiting, jobs):
-            folder.add({**record, 'commit': commit})
+        for _, record in run_jobs(run_job, waiting, jobs):
+            folder.add({**record, 'config': folder.config_of_episode, 'commit': commit})
             successes += bool(record['success'])
             bar.update()
             bar.set_postfix_str(
-                f'{record["method"]} seed {record["seed"]} '
+                f'{record["variant"]} seed {record["seed"]} '
                 f'{"ok" if record["success"] else record["stage"]}; '
                 f'success {successes / len(folder.episodes):.0%}',
                 refresh=False,
             )
 
 
-def _results(waiting: Sequence[Job], jobs: int) -> Iterator[dict[str, Any]]:
-    # A job is seconds long: one at a time, so that nothing finished waits for a batch mate.
-    parallel = Parallel(
-        n_jobs=min(jobs, max(1, len(waiting))),
-        return_as='generator_unordered',
-        batch_size=1,
-        pre_dispatch='2*n_jobs',
-    )
-    try:
-        yield from parallel(delayed(run_job)(job) for job in waiting)
-    except TerminatedWorkerError as error:
-        raise WorkerDied(
-            'a worker process died (most often: out of memory). Finished episodes are saved; run '
-            'the same command again to go on, with fewer --jobs if memory is short'
-        ) from error
-
-
 def _write_summary(
     folder: ResultsFolder,
     plan: EvaluationPlan,
     cells: Sequence[CellSummary],
+    baselines: Sequence[str],
     commit: str,
     new_episodes: int,
-    wall_s: float,
+    began: float,
 ) -> None:
     if not cells:
         return
     seeds = [int(episode['seed']) for episode in folder.episodes]
     complete = all(job.key in folder for job in plan.jobs())
+    wall_s = time.monotonic() - began
     folder.write(
         'summary.json',
         {
@@ -151,5 +163,7 @@ def _write_summary(
         'summary.md',
         f'Task {plan.task}, split {plan.split or "none"}, seeds {min(seeds)} to {max(seeds)}, '
         f'{names}, commit {commit}'
-        f'{"" if complete else ", NOT COMPLETE"}.\n\n{markdown_table(cells)}',
+        f'{"" if complete else ", NOT COMPLETE"}.\n\n'
+        + markdown_summary(folder.episodes, baselines),
     )
+    write_plots(folder.folder, cells, folder.episodes)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ast
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safe_pruner_ros.core.catalog import METHODS, accepted_settings
-from safe_pruner_ros.evaluation.provenance import file_sha256
+from safe_pruner_ros.core.catalog import METHODS, accepted_settings, resolved_settings
+from safe_pruner_ros.evaluation.methods import MethodSpec, parse_method
+from safe_pruner_ros.evaluation.provenance import file_sha256, training_seed
 from safe_pruner_ros.evaluation.results import EpisodeKey
 from safe_pruner_ros.evaluation.rollout import RolloutSettings
 
@@ -18,11 +19,31 @@ DEFAULT_EPISODES = 200
 
 @dataclass(frozen=True)
 class Cell:
-    """A method and the settings of its pruner, ``retention_ratio`` among them if it has one."""
+    """A method and what was set of its pruner, ``retention_ratio`` among it if it has one.
+
+    ``variant`` names the method with its settings, as one writes it (`MethodSpec.variant`).
+    """
 
     method: str
     retention_ratio: float
     settings: Mapping[str, Any]
+    variant: str = ''
+
+    def __post_init__(self) -> None:
+        if not self.variant:
+            object.__setattr__(self, 'variant', self.method)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting the method runs with, defaults included; ValueError for a bad value."""
+        try:
+            return resolved_settings(self.method, self.settings)
+        except TypeError as error:  # a setting of the wrong kind
+            raise ValueError(f'method {self.method!r}: bad value in a setting: {error}') from error
+
+    @property
+    def identity(self) -> str:
+        """The same text for cells that run the same thing."""
+        return f'{self.method} {json.dumps(self.resolved(), sort_keys=True)}'
 
 
 @dataclass(frozen=True)
@@ -41,7 +62,7 @@ class Job:
     @property
     def key(self) -> EpisodeKey:
         cell = self.cell
-        return self.task, cell.method, cell.retention_ratio, self.seed, self.asked_object
+        return self.task, cell.variant, cell.retention_ratio, self.seed, self.asked_object
 
 
 @dataclass(frozen=True)
@@ -76,11 +97,13 @@ class EvaluationPlan:
         """What must be the same for all episodes of a results folder. Methods, ratios and seeds
         are not part of it: a folder may grow by them."""
         checkpoint = Path(self.checkpoint) if self.checkpoint else _shipped_weights(self.policy)
+        is_file = checkpoint.is_file()
         return {
             'task': self.task,
             'policy': self.policy,
             # Its content, not its place; a folder of many files goes by its name.
-            'checkpoint': file_sha256(checkpoint) if checkpoint.is_file() else self.checkpoint,
+            'checkpoint': file_sha256(checkpoint) if is_file else self.checkpoint,
+            'training_seed': training_seed(checkpoint) if is_file else None,
             'device': self.device,
             'split': self.split,
             'each_object': self.asked_objects != (None,),
@@ -153,37 +176,21 @@ def choose_seeds(
     return seeds, split or home.pop()
 
 
-def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
-    """['similarity_threshold=0.5', 'fastv.pruning_layer=4'] -> {name: value}.
-
-    Values are Python literals; what is none is taken as text ('norm=l1', 'deep_layers=0,-2,-1').
-    """
-    settings: dict[str, Any] = {}
-    for assignment in assignments:
-        name, equals, text = (part.strip() for part in assignment.partition('='))
-        if not equals or not name:
-            raise ValueError(f'--set takes name=value, got {assignment!r}')
-        if name in settings:
-            raise ValueError(f'--set {name} is given twice')
-        try:
-            settings[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            settings[name] = text
-    return settings
-
-
 def build_cells(
-    methods: Sequence[str],
+    methods: Sequence[str | MethodSpec],
     ratios: Sequence[float],
     settings: Mapping[str, Any],
     configured: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Cell, ...]:
     """Methods x ratios; a method without a ratio (unpruned) is one cell at 1.0.
 
+    ``methods``: names, or methods with settings as `methods.parse_method` reads them.
     ``configured``: method -> the settings it starts from; methods that are not in it start from
     their published defaults. ``settings`` change them: each applies to every method that knows
-    it, one written 'method.setting' to that method only and with precedence. Raises ValueError
-    for unknown methods, ratios outside (0, 1], and settings that no chosen method takes.
+    it, one written 'method.setting' to that method only and with precedence; what a method itself
+    is written with wins over all. Of cells that run with the same settings the first stays.
+    Raises ValueError for unknown methods, ratios outside (0, 1], settings that no chosen method
+    takes, and values that a method refuses.
     """
     if not methods:
         raise ValueError(f'no method given; choose from {list(METHODS)}')
@@ -194,26 +201,29 @@ def build_cells(
             raise ValueError(
                 f'retention must be in (0, 1], got {ratio}; 0.3 keeps 30 % of the visual tokens'
             )
-    cells: dict[tuple[str, float], Cell] = {}
+    specs = [parse_method(m) if isinstance(m, str) else m for m in methods]
+    cells: dict[str, Cell] = {}
     used: set[str] = set()
-    for method in methods:
-        accepted = accepted_settings(method)
-        chosen: dict[str, Any] = dict((configured or {}).get(method, {}))
+    for spec in specs:
+        accepted = accepted_settings(spec.method)
+        chosen: dict[str, Any] = {}
+        if not spec.published:
+            chosen |= (configured or {}).get(spec.method, {})
         chosen.pop('retention_ratio', None)
         for name in sorted(settings, key=lambda name: '.' in name):  # 'method.setting' wins
             owner, _, short = name.rpartition('.')
             if short == 'retention_ratio':
                 raise ValueError('retention_ratio is not a --set setting; use --retention')
-            if owner in ('', method) and short in accepted:
+            if owner in ('', spec.method) and short in accepted:
                 chosen[short] = settings[name]
                 used.add(name)
-        if 'retention_ratio' not in accepted:
-            cells[method, 1.0] = Cell(method, 1.0, chosen)
-            continue
-        for ratio in ratios:
-            cell = Cell(method, float(ratio), {**chosen, 'retention_ratio': float(ratio)})
-            cells[method, float(ratio)] = cell
+        chosen |= spec.settings
+        takes_ratio = 'retention_ratio' in accepted
+        for ratio in ratios if takes_ratio else (1.0,):
+            own = {**chosen, 'retention_ratio': float(ratio)} if takes_ratio else dict(chosen)
+            cell = Cell(spec.method, float(ratio), own, spec.variant)
+            cells.setdefault(cell.identity, cell)
     if unused := sorted(set(settings) - used):
-        known = {method: list(accepted_settings(method)) for method in methods}
+        known = {spec.method: list(accepted_settings(spec.method)) for spec in specs}
         raise ValueError(f'none of the methods takes the setting {unused}; they take {known}')
     return tuple(cells.values())

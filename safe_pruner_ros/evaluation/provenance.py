@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 
 def git_commit(folder: Path | None = None) -> str:
@@ -32,6 +35,16 @@ def _git(folder: Path, *arguments: str) -> str:
 def file_sha256(path: Path) -> str:
     """First 16 hex digits of a file's SHA-256."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def training_seed(checkpoint: Path) -> int | None:
+    """The seed an embedded policy was trained with, from its metadata; None where it says none."""
+    try:
+        with safe_open(checkpoint, framework='numpy') as file:
+            recipe = json.loads((file.metadata() or {}).get('recipe', '{}'))
+        return int(recipe['seed'])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def machine() -> dict[str, str | int]:

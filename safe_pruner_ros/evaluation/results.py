@@ -27,10 +27,13 @@ class ResultsError(ValueError):
 
 
 def key_of(record: Record) -> EpisodeKey:
-    """Which episode a line is about: (task, method, retention_ratio, seed, asked_object)."""
+    """Which episode a line is about: (task, variant, retention_ratio, seed, asked_object).
+
+    A line without a variant is about the method as it was configured.
+    """
     return (
         str(record['task']),
-        str(record['method']),
+        str(record.get('variant') or record['method']),
         float(record['retention_ratio']),
         int(record['seed']),
         None if record['asked_object'] is None else int(record['asked_object']),
@@ -103,6 +106,12 @@ class ResultsFolder:
         self.folder = folder
         self.path = folder / 'episodes.jsonl'
         self.config = json.loads(to_json(config))
+        # What was asked of all methods is in each line's own settings.
+        self.config_of_episode = {
+            name: value
+            for name, value in self.config.items()
+            if name not in ('settings', 'configured', 'task')
+        }
         self.episodes: list[dict[str, Any]] = []
         self._file: IO[bytes] | None = None
         self._keys: set[EpisodeKey] = set()

@@ -42,6 +42,16 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / 2**discordant)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted for how many were looked at, in the order given (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda k: p_values[k])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """Success rate of one method minus that of a baseline, on the same episodes.

@@ -1,33 +1,40 @@
-"""Episodes -> one row a cell, compared pair by pair with a baseline; as dicts and as Markdown."""
+"""Episodes -> one summary a cell, compared pair by pair with a baseline."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from safe_pruner_ros.core.catalog import METHODS
-from safe_pruner_ros.evaluation.results import Record
+from safe_pruner_ros.evaluation.results import Record, ResultsError, key_of
 from safe_pruner_ros.evaluation.statistics import (
     PairedDifference,
     paired_difference,
     wilson_interval,
 )
 
-CellKey = tuple[str, str, float]
 Pair = tuple[int, int | None]
+CellKey = tuple[str, str, str, float]  # config, task, variant, retention_ratio
 
 
 @dataclass(frozen=True)
 class CellSummary:
-    """One method at one retention ratio on one task. Rates are shares, ``low``/``high`` their 95 %
-    Wilson interval; means are over episodes, None where nothing was measured. ``keyframe_share``:
-    key timesteps of all policy steps. ``versus_baseline`` is None for the baseline itself."""
+    """One method with its settings at one retention ratio on one task.
+
+    Rates are shares, ``low``/``high`` their 95 % Wilson interval; means are over episodes, None
+    where nothing was measured. ``keyframe_share``: key timesteps of all policy steps.
+    ``versus_baseline`` is None for the baseline itself, without pairs where it did not run.
+    ``config``: what the episodes share beside method and scene (checkpoint, horizon, ...), {}
+    where the lines do not say.
+    """
 
     task: str
     method: str
+    variant: str
     retention_ratio: float
     episodes: int
     successes: int
@@ -42,42 +49,71 @@ class CellSummary:
     latency_ms_p50: float | None
     policy_steps_mean: float | None
     versus_baseline: PairedDifference | None
-
-    @property
-    def key(self) -> CellKey:
-        return self.task, self.method, self.retention_ratio
+    seed_first: int
+    seed_last: int
+    commits: tuple[str, ...]
+    settings: Mapping[str, Any]
+    config: Mapping[str, Any]
 
 
 def summarise(episodes: Iterable[Record], baseline: str = 'unpruned') -> list[CellSummary]:
-    """One CellSummary a cell, by task, method (baseline first, then as catalogued) and falling
-    ratio. Where method ``baseline`` did not run on a task, its first cell is the baseline."""
+    """One CellSummary a cell, by task, variant (baseline first, then as catalogued) and falling
+    ratio. ``baseline`` is a variant, or a method that stands for its first variant; the cell of
+    the same ratio is taken, or its only one. Where it did not run on a task, the first cell is.
+
+    Raises ResultsError when episodes of one name ran with different settings.
+    """
     cells: dict[CellKey, dict[Pair, Record]] = {}
     for episode in episodes:
-        key = (episode['task'], episode['method'], float(episode['retention_ratio']))
-        cells.setdefault(key, {})[episode['seed'], episode['asked_object']] = episode
-    cells = dict(sorted(cells.items(), key=lambda item: _order(item[0], baseline)))
-    return [_summarise(key, cell, _baseline(cells, key, baseline)) for key, cell in cells.items()]
+        cell = cells.setdefault(cell_key(episode), {})
+        cell[episode['seed'], episode['asked_object']] = episode
+    methods = {key: str(next(iter(cell.values()))['method']) for key, cell in cells.items()}
+    order = sorted(cells, key=lambda key: _order(key, methods[key], baseline))
+    summaries = []
+    for key in order:
+        other = _baseline_of(key, order, methods, baseline)
+        paired = None if other == key else cells[other] if other else {}
+        summaries.append(_summarise(key, cells[key], paired))
+    return summaries
 
 
-def _order(key: CellKey, baseline: str) -> tuple[object, ...]:
-    task, method, ratio = key
+def cell_key(episode: Record) -> CellKey:
+    config = json.dumps(episode.get('config', {}), sort_keys=True)
+    task, variant, ratio, _, _ = key_of(episode)
+    return config, task, variant, ratio
+
+
+def _order(key: CellKey, method: str, baseline: str) -> tuple[object, ...]:
+    config, task, variant, ratio = key
     place = METHODS.index(method) if method in METHODS else len(METHODS)
-    return task, method != baseline, place, method, -ratio
+    return task, config, baseline not in (variant, method), place, method, variant, -ratio
 
 
-def _baseline(
-    cells: dict[CellKey, dict[Pair, Record]], key: CellKey, method: str
-) -> dict[Pair, Record] | None:
-    same_task = [other for other in cells if other[0] == key[0]]
-    named = [other for other in same_task if other[1] == method]
-    chosen = (named or same_task)[0]
-    return None if chosen == key else cells[chosen]
+def _baseline_of(
+    key: CellKey, order: Sequence[CellKey], methods: Mapping[CellKey, str], baseline: str
+) -> CellKey | None:
+    same_scenes = [other for other in order if other[:2] == key[:2]]
+    named = [other for other in same_scenes if other[2] == baseline]
+    named = named or [other for other in same_scenes if methods[other] == baseline]
+    if not named:
+        named = same_scenes[:1]
+    named = [other for other in named if other[2] == named[0][2]]
+    same_ratio = [other for other in named if other[3] == key[3]]
+    chosen = same_ratio or (named if len(named) == 1 else [])
+    return chosen[0] if chosen else None
 
 
 def _summarise(
-    key: CellKey, cell: dict[Pair, Record], baseline: dict[Pair, Record] | None
+    key: CellKey, cell: Mapping[Pair, Record], baseline: Mapping[Pair, Record] | None
 ) -> CellSummary:
+    _, task, variant, ratio = key
     records = list(cell.values())
+    settings = {json.dumps(record.get('settings', {}), sort_keys=True) for record in records}
+    if len(settings) > 1:
+        raise ResultsError(
+            f'{variant!r} at {ratio:g} on {task} ran with different settings: '
+            f'{" and ".join(sorted(settings)[:2])}; results of the two do not belong together'
+        )
     successes = sum(bool(record['success']) for record in records)
     low, high = wilson_interval(successes, len(records))
     steps = _values(records, 'policy_steps')
@@ -87,8 +123,12 @@ def _summarise(
         versus = paired_difference(
             [(bool(cell[p]['success']), bool(baseline[p]['success'])) for p in shared]
         )
+    seeds = [seed for seed, _ in cell]
     return CellSummary(
-        *key,
+        task=task,
+        method=str(records[0]['method']),
+        variant=variant,
+        retention_ratio=ratio,
         episodes=len(records),
         successes=successes,
         success_rate=successes / len(records),
@@ -102,6 +142,11 @@ def _summarise(
         latency_ms_p50=_median(_values(records, 'latency_ms_p50')),
         policy_steps_mean=float(np.mean(steps)) if steps else None,
         versus_baseline=versus,
+        seed_first=min(seeds),
+        seed_last=max(seeds),
+        commits=tuple(sorted({str(record.get('commit', 'unknown')) for record in records})),
+        settings=dict(records[0].get('settings', {})),
+        config=dict(records[0].get('config', {})),
     )
 
 
@@ -130,59 +175,3 @@ def _median(values: Sequence[float]) -> float | None:
 def as_dict(cell: CellSummary) -> dict[str, Any]:
     """JSON-ready."""
     return asdict(cell)
-
-
-def markdown_table(cells: Sequence[CellSummary]) -> str:
-    """A table to paste into docs/experiments.md. Rates and differences in percent (points)."""
-    several_tasks = len({cell.task for cell in cells}) > 1
-    columns: list[tuple[str, Callable[[CellSummary], str]]] = [
-        ('method', lambda c: c.method),
-        ('retention', lambda c: f'{c.retention_ratio:g}'),
-        ('success % [95 %]', _success),
-        ('n', lambda c: str(c.episodes)),
-        ('vs baseline, points [95 %]', _difference),
-        ('McNemar p', _p_value),
-        ('mean tokens', lambda c: _number(c.retained_tokens_mean, '.1f')),
-        ('pruned %', lambda c: _number(c.pruning_ratio_mean, '.1f', 100)),
-        ('key steps %', lambda c: _number(c.keyframe_share, '.1f', 100)),
-        ('decoder MMACs', lambda c: _number(c.macs_mean, '.1f', 1e-6)),
-        ('step ms p50', lambda c: _number(c.latency_ms_p50, '.1f')),
-        ('steps', lambda c: _number(c.policy_steps_mean, '.1f')),
-    ]
-    if several_tasks:
-        columns.insert(0, ('task', lambda c: c.task))
-    if any(cell.errors for cell in cells):
-        columns.append(('errors', lambda c: str(c.errors)))
-    rows = [[name for name, _ in columns], [_rule(name) for name, _ in columns]]
-    rows += [[show(cell) for _, show in columns] for cell in cells]
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows) + '\n'
-
-
-def _rule(name: str) -> str:
-    return '---' if name in ('task', 'method') else '---:'
-
-
-def _success(cell: CellSummary) -> str:
-    low, high = 100 * cell.low, 100 * cell.high
-    return f'{100 * cell.success_rate:.1f} [{low:.1f}, {high:.1f}]'
-
-
-def _difference(cell: CellSummary) -> str:
-    versus = cell.versus_baseline
-    if versus is None:
-        return 'baseline'
-    if not versus.pairs:
-        return 'no shared episodes'
-    low, high = 100 * versus.low, 100 * versus.high
-    return f'{100 * versus.difference:+.1f} [{low:+.1f}, {high:+.1f}]'
-
-
-def _p_value(cell: CellSummary) -> str:
-    versus = cell.versus_baseline
-    if versus is None or not versus.pairs:
-        return ''
-    return '< 0.001' if versus.p_value < 0.001 else f'{versus.p_value:.3f}'
-
-
-def _number(value: float | None, style: str, scale: float = 1.0) -> str:
-    return '' if value is None else format(value * scale, style)

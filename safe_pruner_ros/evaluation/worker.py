@@ -5,33 +5,46 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
-from collections import OrderedDict
+import threading
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from safe_pruner_ros.core.catalog import accepted_settings
-from safe_pruner_ros.evaluation.macs import MacsOfStep, macs_counter
+from safe_pruner_ros.evaluation.macs import macs_counter
 from safe_pruner_ros.evaluation.plan import Job
 from safe_pruner_ros.evaluation.rollout import run_episode
 from safe_pruner_ros.policies.catalog import build_policy
-from safe_pruner_ros.policies.policy import Policy, PolicySpec
+from safe_pruner_ros.policies.policy import Policy
 from safe_pruner_ros.sim.env import DualArmEnv
 from safe_pruner_ros.sim.expert import ScriptedExpert
 
-MAX_WARM_POLICIES = 32  # a copy of the weights each
 SEED_STRIDE = 10**9  # above every scene seed
 
-_environments: dict[tuple[str, int, int], tuple[DualArmEnv, ScriptedExpert]] = {}
-_policies: OrderedDict[str, tuple[Policy, MacsOfStep | None]] = OrderedDict()
+
+class _Warm(threading.local):
+    """A thread's own robots and policies: a GL context answers only to the thread that made it,
+    and some backends run several episodes in threads of one process."""
+
+    def __init__(self) -> None:
+        self.environments: dict[tuple[str, int, int], tuple[DualArmEnv, ScriptedExpert]] = {}
+        self.policies: dict[tuple[str, ...], Policy] = {}
+
+
+_warm = _Warm()
+_open: list[DualArmEnv] = []  # of all threads, to close them
 
 
 def run_job(job: Job) -> dict[str, Any]:
     """The episode's record, ready for JSON; the same whichever process runs it and after what."""
     torch.set_num_threads(1)  # all cores are taken by episodes; more threads only fight
-    policy, macs = _policy(job)
-    env, expert = _environment(job.task, policy.spec)
+    settings = episode_settings(job)
+    policy = _policy(job)
+    policy.update_pruner(**settings)  # a fresh pruner: nothing is left of the episode before
+    height = max(view.height for view in policy.spec.views)
+    width = max(view.width for view in policy.spec.views)
+    env, expert = warm_environment(job.task, height, width)
+    macs = macs_counter(policy, job.cell.method, settings)
     result = run_episode(
         policy, env, job.seed, job.asked_object, job.rollout, macs,
         subtask=lambda: expert.subtask(env.target_index),
@@ -39,53 +52,55 @@ def run_job(job: Job) -> dict[str, Any]:
     return {
         'task': job.task,
         'method': job.cell.method,
+        'variant': job.cell.variant,
         'retention_ratio': job.cell.retention_ratio,
-        'settings_hash': settings_hash(job),
         **asdict(result),
+        'settings': job.cell.resolved(),
+        'settings_hash': settings_hash(job),
     }
+
+
+def episode_settings(job: Job) -> dict[str, Any]:
+    """All settings of the pruner for this episode."""
+    settings = job.cell.resolved()
+    if 'seed' in settings:
+        # A random method goes on drawing where the last episode stopped; here an episode must not
+        # depend on the ones before it. So its draws belong to the scene.
+        settings['seed'] = int(settings['seed']) * SEED_STRIDE + job.seed
+    return settings
 
 
 def settings_hash(job: Job) -> str:
     """Eight hex digits that change with whatever is set for this cell."""
-    text = json.dumps([job.cell.settings, asdict(job.rollout)], sort_keys=True)
+    text = json.dumps([job.cell.resolved(), asdict(job.rollout)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _policy(job: Job) -> tuple[Policy, MacsOfStep | None]:
-    settings = dict(job.cell.settings)
-    if 'seed' in accepted_settings(job.cell.method):
-        # A random method goes on drawing where the last episode stopped; here an episode must not
-        # depend on the ones before it. So its draws belong to the scene.
-        settings['seed'] = int(settings.get('seed', 0)) * SEED_STRIDE + job.seed
-        return _build(job, settings)
-    name = repr((job.policy, job.checkpoint, job.device, job.cell))
-    if name not in _policies:
-        _policies[name] = _build(job, settings)
-        if len(_policies) > MAX_WARM_POLICIES:
-            _policies.popitem(last=False)
-    _policies.move_to_end(name)
-    return _policies[name]
+def _policy(job: Job) -> Policy:
+    """One policy a method, whatever its settings: to load weights takes as long as three steps."""
+    name = (job.policy, job.checkpoint, job.device, job.cell.method)
+    if name not in _warm.policies:
+        _warm.policies[name] = build_policy(
+            job.policy, job.cell.method, dict(job.cell.settings), job.checkpoint, job.device
+        )
+    return _warm.policies[name]
 
 
-def _build(job: Job, settings: dict[str, Any]) -> tuple[Policy, MacsOfStep | None]:
-    policy = build_policy(job.policy, job.cell.method, settings, job.checkpoint, job.device)
-    return policy, macs_counter(policy, job.cell.method, settings)
-
-
-def _environment(task: str, spec: PolicySpec) -> tuple[DualArmEnv, ScriptedExpert]:
-    height = max(view.height for view in spec.views)
-    width = max(view.width for view in spec.views)
+def warm_environment(task: str, height: int, width: int) -> tuple[DualArmEnv, ScriptedExpert]:
+    """This thread's simulated robot of that task and picture size, which stays open, and who
+    knows what to do there."""
     name = (task, height, width)
-    if name not in _environments:
+    if name not in _warm.environments:
         env = DualArmEnv(task, height, width)
-        _environments[name] = (env, ScriptedExpert(env))
-    return _environments[name]
+        _open.append(env)
+        _warm.environments[name] = (env, ScriptedExpert(env))
+    return _warm.environments[name]
 
 
 @atexit.register
 def forget_warm() -> None:
-    """Free GL contexts and policies; the next job builds them anew."""
-    for env, _ in _environments.values():
-        env.close()
-    _environments.clear()
-    _policies.clear()
+    """Free all GL contexts, and this thread's robots and policies; jobs build them anew."""
+    while _open:
+        _open.pop().close()
+    _warm.environments.clear()
+    _warm.policies.clear()

@@ -71,11 +71,13 @@ def test_evaluates_resumes_and_repeats(checkpoint: Path, tmp_path: Path) -> None
 def test_an_interrupted_run_keeps_what_it_has(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(waiting: list[Job], jobs: int) -> Iterator[dict[str, Any]]:
-        yield run_job(waiting[0])
+    def interrupted(
+        function: object, waiting: list[Job], jobs: int
+    ) -> Iterator[tuple[Job, dict[str, Any]]]:
+        yield waiting[0], run_job(waiting[0])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, '_results', interrupted)
+    monkeypatch.setattr(module, 'run_jobs', interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(make_plan(checkpoint), tmp_path, jobs=1)
     assert len(read_episodes(tmp_path / 'episodes.jsonl')) == 1
@@ -86,14 +88,9 @@ def test_plan_is_checked_before_anything_runs(checkpoint: Path, tmp_path: Path) 
     check_plan(make_plan(checkpoint))
     with pytest.raises(FileNotFoundError, match='nowhere'):
         check_plan(make_plan(tmp_path / 'nowhere.safetensors'))
-    for settings, message in (
-        ({'alpha': 1.5}, 'alpha must be in'),
-        ({'alpha': 'much'}, 'bad value'),
-        ({'pruning_layer': 5}, 'pruning_layer'),
-    ):
-        cells = build_cells(['safe_pruner'], [0.3], settings)
-        with pytest.raises(ValueError, match=message):
-            check_plan(EvaluationPlan('pick_place', cells, (1,), checkpoint=str(checkpoint)))
+    cells = build_cells(['random', 'safe_pruner:K=5'], [0.3], {})  # this policy has 5 layers
+    with pytest.raises(ValueError, match='pruning_layer'):
+        check_plan(EvaluationPlan('pick_place', cells, (1,), checkpoint=str(checkpoint)))
 
 
 def test_latency_of_both_variants_in_one_run(checkpoint: Path) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from safe_pruner_ros.evaluation.methods import (
+    MethodSpec,
+    parse_method,
+    parse_settings,
+    split_methods,
+)
 from safe_pruner_ros.evaluation.plan import (
     EvaluationPlan,
     build_cells,
     choose_seeds,
     parse_seeds,
-    parse_settings,
 )
 
 SPLITS = {'validation': range(500, 600), 'test': range(900, 1900)}
@@ -59,6 +64,62 @@ def test_settings_are_literals_or_text() -> None:
         parse_settings(['alpha=1', 'alpha=2'])
 
 
+def test_method_with_settings() -> None:
+    assert parse_method('fastv') == MethodSpec('fastv')
+    assert parse_method('safe_pruner:tau=0.9,alpha=0.5') == MethodSpec(
+        'safe_pruner', {'similarity_threshold': 0.9, 'alpha': 0.5}
+    )
+    found = parse_method(' safe_pruner : published, S=0,-1 , norm=l1,max_keyframe_age=None ')
+    assert found.published and found.settings == {
+        'deep_layers': (0, -1),
+        'norm': 'l1',
+        'max_keyframe_age': None,
+    }
+    assert parse_method('safe_pruner:S=-1').settings == {'deep_layers': (-1,)}
+    # One name for one thing, however it was written; and the name can be read again.
+    variant = 'safe_pruner:published,deep_layers=0,-1,max_keyframe_age=None,norm=l1'
+    assert found.variant == variant and parse_method(variant) == found
+    assert split_methods(['fastv,random', 'safe_pruner:tau=0.9,alpha=0.5']) == [
+        'fastv',
+        'random',
+        'safe_pruner:tau=0.9,alpha=0.5',
+    ]
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('magic:alpha=1', "unknown pruning method 'magic'"),
+        ('fastv:alpha=1', r"method 'fastv' has no setting \['alpha'\]; it takes"),
+        ('safe_pruner:', 'NAME:SETTING=VALUE'),
+        ('safe_pruner:0.9', 'NAME:SETTING=VALUE'),
+        ('safe_pruner:=1', 'NAME:SETTING=VALUE'),
+        ('safe_pruner:tau=0.9,,', 'NAME:SETTING=VALUE'),
+        ('safe_pruner:tau=0.9,similarity_threshold=1', 'similarity_threshold is given twice'),
+        ('safe_pruner:retention_ratio=0.1', 'use --retention'),
+    ],
+)
+def test_wrong_methods_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_method(text)
+
+
+def test_settings_of_a_method_win_and_equal_cells_run_once() -> None:
+    configured = {'safe_pruner': {'norm': 'l1', 'alpha': 0.7}}
+    cells = build_cells(
+        ['safe_pruner', 'safe_pruner:alpha=0.7', 'safe_pruner:alpha=1', 'safe_pruner:published'],
+        [0.3],
+        {'similarity_threshold': 0.4},
+        configured,
+    )
+    names = ['safe_pruner', 'safe_pruner:alpha=1', 'safe_pruner:published']
+    assert [cell.variant for cell in cells] == names  # alpha=0.7 is what is configured
+    _, second, published = (cell.resolved() for cell in cells)
+    assert (second['alpha'], second['norm'], second['similarity_threshold']) == (1, 'l1', 0.4)
+    assert (published['alpha'], published['norm']) == (0.5, 'none')
+    assert second['pruning_layer'] == 3  # defaults are part of the record
+
+
 def test_cells_are_methods_times_ratios_but_unpruned_once() -> None:
     cells = build_cells(
         ['unpruned', 'safe_pruner', 'random'],
@@ -96,6 +157,8 @@ def test_configured_settings_are_where_a_method_starts() -> None:
         (['random'], [0.3], {'alpha': 1}, r"none of the methods takes the setting \['alpha'\]"),
         (['random'], [0.3], {'safe_pruner.alpha': 1}, 'none of the methods'),
         (['random'], [0.3], {'retention_ratio': 1}, 'use --retention'),
+        (['safe_pruner'], [0.3], {'alpha': 1.5}, 'alpha must be in'),
+        (['safe_pruner:alpha=much'], [0.3], {}, "method 'safe_pruner': bad value in a setting"),
     ],
 )
 def test_wrong_cells_are_refused(methods, ratios, settings, message) -> None:

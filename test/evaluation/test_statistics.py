@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from safe_pruner_ros.evaluation.statistics import (
+    holm,
     mcnemar_exact,
     paired_difference,
     wilson_interval,
@@ -74,3 +75,9 @@ def test_identical_outcomes_still_leave_uncertainty() -> None:
     found = paired_difference(_outcomes(200, 0, 0, 0))
     assert found.difference == 0 and found.p_value == 1.0
     assert -0.02 < found.low < 0 < found.high < 0.02
+
+
+def test_holm_step_by_step() -> None:
+    # By hand: 0.01 x 4, 0.02 x 3, then never below what came before: 0.03 x 2, 0.9 x 1.
+    assert holm([0.03, 0.01, 0.9, 0.02]) == pytest.approx([0.06, 0.04, 0.9, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([]) == []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from safe_pruner_ros.evaluation.macs import DecoderShape
-from safe_pruner_ros.evaluation.results import to_json
-from safe_pruner_ros.evaluation.summary import as_dict, markdown_table, summarise
+from safe_pruner_ros.evaluation.results import ResultsError, to_json
+from safe_pruner_ros.evaluation.summary import as_dict, summarise
+from safe_pruner_ros.evaluation.tables import markdown_summary, markdown_table
 from safe_pruner_ros.policies.policy import LayerTokens
 
 
@@ -68,6 +69,56 @@ def test_first_cell_is_the_baseline_where_unpruned_did_not_run() -> None:
     assert first.versus_baseline is None and second.versus_baseline is not None
     chosen = summarise(episodes, baseline='fastv')
     assert chosen[0].method == 'fastv' and chosen[0].versus_baseline is None
+
+
+def test_baseline_is_the_cell_of_the_same_ratio() -> None:
+    episodes = [
+        episode(method, seed, method == 'safe_pruner' or seed < limit, ratio)
+        for method in ('safe_pruner', 'fastv')
+        for ratio, limit in ((0.3, 6), (0.1, 2))
+        for seed in range(10)
+    ]
+    episodes += [episode('fastv', seed, False, 0.05) for seed in range(10)]
+    cells = {
+        (c.method, c.retention_ratio): c.versus_baseline
+        for c in summarise(episodes, 'safe_pruner')
+    }
+    assert cells['safe_pruner', 0.3] is None and cells['safe_pruner', 0.1] is None
+    assert cells['fastv', 0.3].losses == 4 and cells['fastv', 0.1].losses == 8
+    assert cells['fastv', 0.05].pairs == 0  # no such cell to compare with
+
+
+def test_variants_and_checkpoints_are_cells_of_their_own() -> None:
+    episodes = [
+        episode('safe_pruner', seed, seed < limit, variant=variant, config={'checkpoint': weights})
+        for variant, weights, limit in (
+            ('safe_pruner', 'aa', 5), ('safe_pruner:alpha=1', 'aa', 3), ('safe_pruner', 'bb', 1),
+        )
+        for seed in range(5)
+    ]  # fmt: skip
+    found = [(c.variant, c.config['checkpoint'], c.successes) for c in summarise(episodes)]
+    assert found == [
+        ('safe_pruner', 'aa', 5),
+        ('safe_pruner:alpha=1', 'aa', 3),
+        ('safe_pruner', 'bb', 1),
+    ]
+    other = episode('safe_pruner', 9, True, config={'checkpoint': 'aa'}, settings={'alpha': 0.1})
+    with pytest.raises(ResultsError, match='different settings'):
+        summarise([*episodes, other])
+
+
+def test_summary_compares_pair_by_pair_with_every_baseline() -> None:
+    episodes = [
+        episode(method, seed, seed >= failures)
+        for method, failures in (('unpruned', 0), ('fastv', 8), ('random', 2), ('safe_pruner', 0))
+        for seed in range(10)
+    ]
+    text = markdown_summary(episodes, ['unpruned', 'safe_pruner'])
+    first, second = text.split('Each against safe_pruner at the same ratio')
+    assert first.count('\n|') == 5 and 'baseline' in first
+    rows = [line for line in second.splitlines() if line.startswith('| fastv')]
+    # McNemar of 0 against 8: 2 / 2**8; Holm doubles the smaller of two.
+    assert '| 10 | 0 | 8 | -80.0 [' in rows[0] and rows[0].endswith('| 0.008 | 0.016 |')
 
 
 def test_table_has_a_row_a_cell() -> None:

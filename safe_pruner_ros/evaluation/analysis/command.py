@@ -1,0 +1,291 @@
+"""`safe-pruner analyse QUESTION`: numbers as JSON, a table as Markdown, a plot."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from safe_pruner_ros.core.safe_pruner import SafePrunerConfig
+from safe_pruner_ros.core.safe_pruner_config import requests_of
+from safe_pruner_ros.evaluation.analysis import figures
+from safe_pruner_ros.evaluation.analysis.core_tokens import (
+    CoreRow,
+    core_token_loss,
+    early_cue,
+    safe_cue,
+)
+from safe_pruner_ros.evaluation.analysis.estimates import Estimate
+from safe_pruner_ros.evaluation.analysis.forecast import forecast_accuracy
+from safe_pruner_ros.evaluation.analysis.keyframes import detections_of, keyframe_rows
+from safe_pruner_ros.evaluation.analysis.recording import Recording, collect
+from safe_pruner_ros.evaluation.analysis.subtasks import (
+    DetectionScore,
+    boundaries_of,
+    replay_detections,
+    score_detection,
+)
+from safe_pruner_ros.evaluation.closed_loop import read_results
+from safe_pruner_ros.evaluation.execution import on_backend
+from safe_pruner_ros.evaluation.methods import parse_settings
+from safe_pruner_ros.evaluation.plan import build_cells, choose_seeds
+from safe_pruner_ros.evaluation.provenance import git_commit
+from safe_pruner_ros.evaluation.results import to_json
+from safe_pruner_ros.evaluation.tables import table
+from safe_pruner_ros.runtime.config import PolicyConfig
+from safe_pruner_ros.sim.tasks.catalog import get_task
+
+DEFAULT_EPISODES = 50
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.95, 0.98)
+PRUNING_RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+Answer = tuple[Any, str, Figure]  # (numbers, Markdown, plot)
+
+
+class _Request:
+    """The command line, resolved: what the questions ask for."""
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        policy: PolicyConfig,
+        configured: Mapping[str, Mapping[str, Any]],
+        splits: Mapping[str, range],
+    ) -> None:
+        self.arguments = arguments
+        settings = parse_settings(arguments.settings)
+        cell = build_cells(['safe_pruner'], [0.3], settings, configured)[0]
+        self.config = SafePrunerConfig(**cell.settings)
+        self.task = get_task(arguments.task)
+        self.checkpoint = policy.checkpoint
+        seeds, self.split = choose_seeds(arguments.seeds, arguments.split, splits)
+        self.seeds = seeds if arguments.seeds else seeds[:DEFAULT_EPISODES]
+
+    def recordings(self) -> Iterator[Recording]:
+        with on_backend(self.arguments.backend):
+            yield from collect(
+                self.arguments.recordings / self.task.name,
+                self.seeds,
+                self.task.name,
+                self.checkpoint,
+                self.arguments.jobs,
+            )
+
+    def results(self) -> list[dict[str, Any]]:
+        return read_results(self.arguments.results)
+
+
+def main(
+    arguments: argparse.Namespace,
+    policy: PolicyConfig,
+    configured: Mapping[str, Mapping[str, Any]],
+    splits: Mapping[str, range],
+) -> int:
+    """Answer ``arguments.question``. ValueError or FileNotFoundError for what is missing."""
+    request = _Request(arguments, policy, configured, splits)
+    questions: dict[str, Callable[[_Request], Answer]] = {
+        'forecast': _forecast,
+        'core-tokens': _core_tokens,
+        'subtasks': _subtasks_of_results if arguments.results else _subtasks_of_recordings,
+        'keyframes': _keyframes,
+    }
+    if arguments.question in ('forecast', 'core-tokens') and arguments.results:
+        raise ValueError(f'{arguments.question} reads recordings, no results; leave them out')
+    numbers, text, figure = questions[arguments.question](request)
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    name = arguments.question.replace('-', '_')
+    record = {
+        'question': arguments.question,
+        'command': 'safe-pruner ' + ' '.join(sys.argv[1:]),
+        'commit': git_commit(),
+        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        'answer': numbers,
+    }
+    if not arguments.results:
+        record |= {'task': request.task.name, 'seeds': request.seeds, 'split': request.split}
+        record |= {'settings': asdict(request.config)}
+    (out / f'{name}.json').write_text(to_json(record) + '\n')
+    (out / f'{name}.md').write_text(text)
+    figure.savefig(out / f'{name}.png', dpi=150, bbox_inches='tight')
+    plt.close(figure)
+    print(text)
+    print(f'written to {out / name}.json, .md and .png')
+    return 0
+
+
+def _forecast(request: _Request) -> Answer:
+    recordings = list(request.recordings())
+    n_layers = recordings[0].n_layers
+    layers = [r.layer for r in requests_of(request.config, n_layers).deep]
+    early = request.config.pruning_layer - 1
+    parts, texts = {}, []
+    for name, within in (('same subtask', True), ('any steps', False)):
+        rows = forecast_accuracy(
+            recordings,
+            layers,
+            early,
+            request.arguments.max_lag,
+            request.config.match_scope,
+            within_subtask=within,
+        )
+        parts[name] = rows
+        head = ['lag', 'saliency', 'forecast', 'cosine [95 %]', 'KL, nats [95 %]', 'pairs', 'n']
+        texts.append(
+            f'Forecast accuracy, {name}, S = {layers}, early layer {early}:\n\n'
+            + table(
+                head,
+                [
+                    [
+                        str(row.lag),
+                        row.saliency,
+                        row.how,
+                        row.cosine.text(),
+                        row.kl.text(),
+                        str(row.pairs),
+                        str(row.cosine.episodes),
+                    ]
+                    for row in rows
+                ],
+            )
+        )
+    numbers = {name: [asdict(row) for row in rows] for name, rows in parts.items()}
+    return numbers, '\n'.join(texts), figures.draw_forecast(parts)
+
+
+def _core_tokens(request: _Request) -> Answer:
+    early = request.config.pruning_layer - 1
+    settings = asdict(request.config)
+    cues = {
+        f'action rows, layer {early}': early_cue('action', early),
+        f'action rows, layer {early}, a quota a view': early_cue('action', early, 'per_view'),
+        f'last row, layer {early} (FastV)': early_cue('last', early),
+        f'text rows, layer {early}': early_cue('text', early),
+        **{f'safe_pruner, keyframe {lag} old': safe_cue(settings, lag) for lag in (1, 4)},
+    }
+    rows = core_token_loss(list(request.recordings()), cues, PRUNING_RATIOS, early)
+    return [asdict(row) for row in rows], _core_table(rows), figures.draw_core_tokens(rows)
+
+
+def _core_table(rows: Sequence[CoreRow]) -> str:
+    head = ['method', 'pruned %', 'core tokens dropped %', 'of a layer, at least one %', 'n']
+    return table(
+        head,
+        [
+            [
+                row.cue,
+                f'{100 * row.pruning_ratio:.0f}',
+                _percent(row.dropped),
+                _percent(row.any_dropped),
+                str(row.dropped.episodes or ''),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _subtasks_of_recordings(request: _Request) -> Answer:
+    """Every threshold on the same unpruned episodes."""
+    recordings = list(request.recordings())
+    settings = asdict(request.config)
+    scores = {}
+    for threshold in THRESHOLDS:
+        config = SafePrunerConfig(
+            **{**settings, 'similarity_threshold': threshold, 'keyframe_interval': None}
+        )
+        scores[f'tau {threshold:g}'] = score_detection(
+            [
+                (boundaries_of(r.subtasks), replay_detections(r, config), r.n_steps)
+                for r in recordings
+            ],
+            request.arguments.tolerance,
+        )
+    return _scored(scores, request)
+
+
+def _subtasks_of_results(request: _Request) -> Answer:
+    groups: dict[str, list[tuple[tuple[int, ...], tuple[int, ...], int]]] = {}
+    for episode in request.results():
+        subtasks = episode.get('subtasks') or ()
+        if len(subtasks) and len(subtasks) == episode['policy_steps'] and episode['keyframes']:
+            variant = episode.get('variant') or episode['method']
+            name = f'{episode["task"]}, {variant} at {episode["retention_ratio"]:g}'
+            found = (boundaries_of(subtasks), detections_of(episode), len(subtasks))
+            groups.setdefault(name, []).append(found)
+    if not groups:
+        raise ValueError(
+            'these results hold no episode with key timesteps and the subtask of each step; '
+            'without results the question is answered on recordings'
+        )
+    tolerance = request.arguments.tolerance
+    return _scored({name: score_detection(g, tolerance) for name, g in groups.items()}, request)
+
+
+def _scored(scores: Mapping[str, DetectionScore], request: _Request) -> Answer:
+    head = ['method', 'precision % [95 %]', 'by chance', 'recall % [95 %]', 'by chance', 'F1 %']
+    head += ['delay, steps (mean, median)', 'steps detected %', 'boundaries', 'detections']
+    rows = [
+        [
+            name,
+            _percent(score.precision),
+            _number(100 * score.chance_precision, '.1f'),
+            _percent(score.recall),
+            _number(100 * score.chance_recall, '.1f'),
+            _number(100 * score.f1, '.1f'),
+            f'{_number(score.delay_mean, "+.2f")}, {_number(score.delay_median, "+.1f")}',
+            f'{100 * score.rate:.1f}',
+            str(score.n_boundaries),
+            str(score.n_detections),
+        ]
+        for name, score in scores.items()
+    ]
+    tolerance = request.arguments.tolerance
+    text = f'Boundaries within {tolerance} policy steps of a detection:\n\n{table(head, rows)}'
+    numbers = {
+        'tolerance': tolerance,
+        'scores': {name: asdict(score) | {'f1': score.f1} for name, score in scores.items()},
+    }
+    return numbers, text, figures.draw_subtasks(scores)
+
+
+def _keyframes(request: _Request) -> Answer:
+    if not request.arguments.results:
+        raise ValueError('keyframes reads evaluation results; name their folders or files')
+    rows = keyframe_rows(request.results())
+    if not rows:
+        raise ValueError('no method of these results took key timesteps')
+    text = table(
+        ['task', 'method', 'retention', 'key steps % [95 %]', 'an episode', 'gap', 'reasons', 'n'],
+        [
+            [
+                row.task,
+                row.variant,
+                f'{row.retention_ratio:g}',
+                _percent(row.share),
+                f'{row.per_episode:.1f}',
+                _number(row.gap_mean, '.1f'),
+                ', '.join(f'{name} {100 * share:.0f} %' for name, share in row.reasons.items()),
+                str(row.episodes),
+            ]
+            for row in rows
+        ],
+    )
+    return [asdict(row) for row in rows], text, figures.draw_keyframe_shares(rows)
+
+
+def _percent(value: Estimate) -> str:
+    if math.isnan(value.mean):
+        return 'none'
+    return f'{100 * value.mean:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]'
+
+
+def _number(value: float, style: str) -> str:
+    return 'none' if math.isnan(value) else format(value, style)

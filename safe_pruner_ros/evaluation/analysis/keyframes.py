@@ -1,0 +1,63 @@
+"""How often, why and how far apart key timesteps come, from evaluation results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from safe_pruner_ros.core.pruner import KeyframeReason
+from safe_pruner_ros.evaluation.analysis.estimates import Estimate, ratio_estimate
+from safe_pruner_ros.evaluation.results import Record
+
+
+@dataclass(frozen=True)
+class KeyframeRow:
+    """``share``: key timesteps of all policy steps. ``per_episode``, ``gap_mean``: how many, and
+    policy steps between two (NaN where none has two). ``reasons``: share of each reason."""
+
+    task: str
+    variant: str
+    retention_ratio: float
+    episodes: int
+    share: Estimate
+    per_episode: float
+    gap_mean: float
+    reasons: dict[str, float]
+
+
+def keyframe_rows(episodes: Iterable[Record]) -> list[KeyframeRow]:
+    """One row a task, variant and ratio that took key timesteps at all, in order of appearance."""
+    groups: dict[tuple[str, str, float], list[Record]] = {}
+    for episode in episodes:
+        variant = str(episode.get('variant') or episode['method'])
+        key = (str(episode['task']), variant, float(episode['retention_ratio']))
+        if episode.get('policy_steps'):
+            groups.setdefault(key, []).append(episode)
+    return [
+        _row(key, group)
+        for key, group in groups.items()
+        if any(episode['keyframes'] for episode in group)
+    ]
+
+
+def _row(key: tuple[str, str, float], group: Sequence[Record]) -> KeyframeRow:
+    counts = [int(episode['keyframes']) for episode in group]
+    gaps = [gap for episode in group for gap in np.diff(sorted(episode['keyframe_steps']))]
+    reasons = Counter(reason for episode in group for reason in episode['keyframe_reasons'])
+    return KeyframeRow(
+        *key,
+        episodes=len(group),
+        share=ratio_estimate(counts, [int(episode['policy_steps']) for episode in group]),
+        per_episode=float(np.mean(counts)),
+        gap_mean=float(np.mean(gaps)) if gaps else float('nan'),
+        reasons={name: count / sum(counts) for name, count in reasons.most_common()},
+    )
+
+
+def detections_of(episode: Record) -> tuple[int, ...]:
+    """Policy steps of an evaluated episode that became key because a boundary was seen."""
+    pairs = zip(episode['keyframe_steps'], episode['keyframe_reasons'], strict=True)
+    return tuple(step for step, why in pairs if why == KeyframeReason.SUBTASK_BOUNDARY.value)

@@ -1,0 +1,128 @@
+"""`safe-pruner evaluate`: command line -> checked plans -> results folders."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safe_pruner_ros.evaluation.evaluate import check_plan, count_objects, evaluate
+from safe_pruner_ros.evaluation.execution import WorkerDied, check_backend, on_backend
+from safe_pruner_ros.evaluation.methods import parse_method, parse_settings, split_methods
+from safe_pruner_ros.evaluation.named_plans import NamedRun, load_named_plan
+from safe_pruner_ros.evaluation.plan import EvaluationPlan, build_cells, choose_seeds
+from safe_pruner_ros.evaluation.rollout import RolloutSettings
+from safe_pruner_ros.runtime.config import PolicyConfig
+from safe_pruner_ros.sim.tasks.catalog import get_task
+
+__all__ = ['WorkerDied', 'main']
+
+DEFAULT_METHODS = ('unpruned', 'safe_pruner', 'random', 'fastv')
+
+Configured = Mapping[str, Mapping[str, Any]]
+
+
+def main(
+    arguments: argparse.Namespace,
+    policy: PolicyConfig,
+    configured: Configured,
+    splits: Mapping[str, range],
+) -> int:
+    """Check everything, then run; ``configured`` as in `build_cells`, ``splits`` by name.
+
+    Raises ValueError or FileNotFoundError before a results folder is touched; WorkerDied.
+    """
+    runs = _runs(arguments, splits)
+    plans = {arguments.out / run.name: _plan(run, arguments, policy, configured) for run in runs}
+    baselines = [_baseline(text, list(plans.values())) for text in arguments.baseline]
+    for plan in plans.values():
+        check_plan(plan)
+    check_backend(arguments.backend)
+    if arguments.dry_run:
+        print(_overview(plans))
+        return 0
+    with on_backend(arguments.backend):
+        for out, plan in plans.items():
+            evaluate(plan, out, arguments.jobs, baselines)
+            print((out / 'summary.md').read_text())
+    return 0
+
+
+def _runs(arguments: argparse.Namespace, splits: Mapping[str, range]) -> list[NamedRun]:
+    if not arguments.plan:
+        if arguments.episodes:
+            raise ValueError('--episodes shortens a --plan; without one, say --seeds')
+        seeds, split = choose_seeds(arguments.seeds, arguments.split, splits)
+        methods = split_methods(arguments.methods or DEFAULT_METHODS)
+        ratios = _ratios(arguments.retention or ['0.3'])
+        task = arguments.task or 'pick_place'
+        return [NamedRun('', task, tuple(methods), tuple(ratios), split, seeds)]
+    given = [name for name in ('methods', 'retention', 'seeds') if getattr(arguments, name)]
+    if given or arguments.each_object:
+        more = ['each_object'] if arguments.each_object else []
+        names = ', '.join(f'--{name.replace("_", "-")}' for name in given + more)
+        raise ValueError(f'--plan says what runs; leave out {names}')
+    runs = load_named_plan(arguments.plan, splits, arguments.episodes, arguments.split)
+    if arguments.task:
+        runs = [run for run in runs if run.task == get_task(arguments.task).name]
+        if not runs:
+            raise ValueError(f'plan {arguments.plan!r} has no run of task {arguments.task!r}')
+    return runs
+
+
+def _plan(
+    run: NamedRun, arguments: argparse.Namespace, policy: PolicyConfig, configured: Configured
+) -> EvaluationPlan:
+    get_task(run.task)  # an unknown one is refused before anything is built
+    settings = parse_settings(arguments.settings)
+    asked: tuple[int | None, ...] = (None,)
+    if arguments.each_object:
+        asked = tuple(range(count_objects(run.task, run.seeds[0])))
+    return EvaluationPlan(
+        task=run.task,
+        cells=build_cells(run.methods, run.retention, settings, configured),
+        seeds=run.seeds,
+        split=run.split,
+        asked_objects=asked,
+        policy=policy.name,
+        checkpoint=policy.checkpoint,
+        device=policy.device,
+        rollout=RolloutSettings(
+            arguments.max_policy_steps,
+            arguments.execution_horizon or policy.execution_horizon,
+            arguments.latency_ticks,
+        ),
+        settings=settings,
+        configured=configured,
+    )
+
+
+def _baseline(text: str, plans: Sequence[EvaluationPlan]) -> str:
+    """The variant's full name; ValueError when no plan runs it."""
+    spec = parse_method(text)
+    cells = [cell for plan in plans for cell in plan.cells]
+    variants = {cell.variant for cell in cells} | {cell.method for cell in cells}
+    if spec.variant not in variants and spec.variant != 'unpruned':
+        raise ValueError(f'--baseline {text} is not among --methods {sorted(variants)}')
+    return spec.variant
+
+
+def _ratios(words: Sequence[str]) -> list[float]:
+    try:
+        return [float(ratio) for ratio in split_methods(words)]
+    except ValueError as error:
+        raise ValueError(f'--retention takes numbers like 0.3,0.1, got {words[0]!r}') from error
+
+
+def _overview(plans: Mapping[Path, EvaluationPlan]) -> str:
+    lines, total = [], 0
+    for out, plan in plans.items():
+        scenes = len(plan.seeds) * len(plan.asked_objects)
+        total += len(plan.cells) * scenes
+        lines.append(
+            f'{out}: {plan.task}, {len(plan.cells)} cells x {scenes} episodes, split '
+            f'{plan.split}, seeds {plan.seeds[0]} to {plan.seeds[-1]}'
+        )
+        lines += [f'  {cell.variant} at {cell.retention_ratio:g}' for cell in plan.cells]
+    return '\n'.join([*lines, f'{total} episodes'])

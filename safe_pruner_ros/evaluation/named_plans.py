@@ -1,0 +1,105 @@
+"""Evaluations that have a name: data in plans/*.yaml, turned into checked plans.
+
+A file holds ``about`` and a list of ``runs``; each run is one results folder::
+
+    - name: pick_place            # its folder under --out
+      task: pick_place
+      methods: [all, "safe_pruner:published"]     # 'all': every method of the catalog
+      retention: [0.3, 0.1]
+      split: test
+      episodes: 300               # the first so many seeds of the split
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from safe_pruner_ros.core.catalog import METHODS
+
+PLANS = Path(__file__).parent / 'plans'
+KEYS = {'name', 'task', 'methods', 'retention', 'split', 'episodes'}
+OPTIONAL = {'first'}
+
+
+@dataclass(frozen=True)
+class NamedRun:
+    """One results folder of a plan. ``seeds``: of ``split``, ascending."""
+
+    name: str
+    task: str
+    methods: tuple[str, ...]
+    retention: tuple[float, ...]
+    split: str
+    seeds: tuple[int, ...]
+
+
+def plan_names() -> list[str]:
+    return sorted(path.stem for path in PLANS.glob('*.yaml'))
+
+
+def load_named_plan(
+    name: str, splits: Mapping[str, range], episodes: int = 0, split: str = ''
+) -> list[NamedRun]:
+    """The runs of plan ``name``, or of a YAML file of that path.
+
+    ``episodes`` and ``split``, where given, replace those of every run: a small rehearsal on
+    validation scenes. Raises ValueError for an unknown plan or a file that is not one.
+    """
+    path = Path(name) if name.endswith(('.yaml', '.yml')) else PLANS / f'{name}.yaml'
+    if not path.is_file():
+        close = get_close_matches(name, plan_names(), n=1)
+        hint = f'; did you mean {close[0]!r}?' if close else ''
+        raise ValueError(f'unknown plan {name!r}; choose from {plan_names()} or a .yaml{hint}')
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f'{path} is not YAML: {error}') from error
+    runs = content.get('runs') if isinstance(content, dict) else None
+    if not isinstance(runs, list) or not runs:
+        raise ValueError(f'{path} has no list "runs"')
+    found = [_read_run(path, run, splits, episodes, split) for run in runs]
+    names = [run.name for run in found]
+    if repeated := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f'{path}: the run names {repeated} are there twice; each is a folder')
+    return found
+
+
+def _read_run(
+    path: Path, run: Any, splits: Mapping[str, range], episodes: int, split: str
+) -> NamedRun:
+    where = f'{path}, run {run.get("name") if isinstance(run, dict) else run!r}'
+    if not isinstance(run, dict) or not KEYS <= set(run) <= KEYS | OPTIONAL:
+        raise ValueError(f'{where}: a run has {sorted(KEYS)} and may have {sorted(OPTIONAL)}')
+    span = splits.get(split or run['split'])
+    if span is None:
+        raise ValueError(f'{where}: split must be one of {sorted(splits)}, got {run["split"]!r}')
+    count, first = episodes or run['episodes'], run.get('first', 0)
+    for key, value in (('episodes', count), ('first', first)):
+        if not isinstance(value, int) or value < (key == 'episodes'):
+            raise ValueError(f'{where}: {key} must be a whole number above zero, got {value!r}')
+    if first + count > len(span):
+        raise ValueError(f'{where}: the split has only {len(span)} seeds')
+    methods = _methods(run['methods'], where)
+    return NamedRun(
+        name=str(run['name']),
+        task=str(run['task']),
+        methods=methods,
+        retention=tuple(float(ratio) for ratio in run['retention']),
+        split=split or run['split'],
+        seeds=tuple(span[first : first + count]),
+    )
+
+
+def _methods(methods: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(methods, Sequence) or isinstance(methods, str):
+        raise ValueError(f'{where}: methods must be a list, got {methods!r}')
+    chosen: dict[str, None] = {}
+    for method in methods:
+        chosen |= dict.fromkeys(METHODS if method == 'all' else [str(method)])
+    return tuple(chosen)

@@ -1,0 +1,130 @@
+"""The committed table: from any number of results, each episode once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safe_pruner_ros import cli
+from safe_pruner_ros.evaluation.closed_loop import read_results
+from safe_pruner_ros.evaluation.plots import draw_keyframes, draw_success
+from safe_pruner_ros.evaluation.results import ResultsError
+from safe_pruner_ros.evaluation.summary import summarise
+
+
+def episode(method: str, seed: int, success: bool, **more: Any) -> dict[str, Any]:
+    is_safe = method.startswith('safe')
+    return {
+        'task': 'pick_place',
+        'method': method.partition(':')[0],
+        'variant': method,
+        'retention_ratio': 1.0 if method == 'unpruned' else 0.2,
+        'seed': seed,
+        'asked_object': None,
+        'success': success,
+        'policy_steps': 10,
+        'keyframes': 2 if is_safe else 0,
+        'keyframe_steps': [0, 6] if is_safe else [],
+        'keyframe_reasons': ['first step', 'subtask boundary'] if is_safe else [],
+        'subtasks': ['pick'] * 5 + ['place'] * 5,
+        'retained_tokens_mean': 192.0 if method == 'unpruned' else 60.0,
+        'pruning_ratio_mean': 0.7,
+        'macs_mean': None,
+        'latency_ms_p50': 10.0 + seed,
+        'wall_s': 1.0,
+        'commit': 'abc',
+        'config': {'checkpoint': 'cafe', 'training_seed': 0},
+        'settings': {},
+    } | more
+
+
+def write(path: Path, episodes: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(''.join(json.dumps(e) + '\n' for e in episodes))
+    return path
+
+
+def test_table_of_many_results(tmp_path: Path, capsys) -> None:
+    seeds = range(900_000, 900_008)
+    unpruned = [episode('unpruned', seed, True) for seed in seeds]
+    safe = [episode('safe_pruner', seed, seed % 4 > 0, commit='def') for seed in seeds]
+    other = [
+        episode('fastv', s, False, config={'checkpoint': 'feed', 'training_seed': 1})
+        for s in seeds
+    ]
+    write(tmp_path / 'grid/pick_place/episodes.jsonl', [*unpruned, *safe])
+    again = [e | {'commit': 'def', 'latency_ms_p50': 99.0} for e in unpruned[:3]]  # a shared cell
+    file = write(tmp_path / 'more.jsonl', [*again, *other])
+    out = tmp_path / 'docs/results/closed_loop.json'
+    arguments = ['table', str(tmp_path / 'grid'), str(file), '--out', str(out)]
+    assert cli.main([*arguments, '--baseline', 'unpruned', 'safe_pruner']) == 0
+
+    cells = json.loads(out.read_text())
+    assert [(c['method'], c['training_seed'], c['episodes'], c['successes']) for c in cells] == [
+        ('unpruned', 0, 8, 8),
+        ('safe_pruner', 0, 8, 6),
+        ('fastv', 1, 8, 0),
+    ]
+    safe_cell = cells[1]
+    asked = {
+        'task',
+        'variant',
+        'retention_ratio',
+        'retained_tokens_mean',
+        'checkpoint',
+        'settings',
+    }
+    assert asked <= set(safe_cell) and safe_cell['keyframe_share'] == 0.2
+    assert (safe_cell['seed_first'], safe_cell['seed_last']) == (900_000, 900_007)
+    assert safe_cell['commits'] == ['def'] and safe_cell['checkpoint'] == 'cafe'
+    assert safe_cell['versus_baseline']['losses'] == 2
+    assert len(out.read_text().splitlines()) == len(cells) + 2  # one cell a line
+    assert 'training seed' in out.with_suffix('.md').read_text()
+    for name in ('success_tokens', 'success_latency', 'keyframes'):
+        assert (out.parent / f'{name}.png').stat().st_size > 5_000
+    assert '24 episodes in 3 cells' in capsys.readouterr().out
+
+
+def test_results_that_disagree_are_refused(tmp_path: Path) -> None:
+    first = write(tmp_path / 'a.jsonl', [episode('fastv', 1, True)])
+    second = write(tmp_path / 'b.jsonl', [episode('fastv', 1, False)])
+    with pytest.raises(ResultsError, match=r"a.jsonl and .*b.jsonl disagree .* \['success'\]"):
+        read_results([first, second])
+    assert len(read_results([first, first])) == 1
+    second.write_text('{"cut": tr\n' + first.read_text())
+    with pytest.raises(ResultsError, match='line 1 is not an episode'):
+        read_results([second])
+    with pytest.raises(FileNotFoundError, match='no evaluation results at'):
+        read_results([tmp_path / 'nowhere'])
+
+
+def test_plots_show_what_was_measured() -> None:
+    episodes = [
+        episode(method, seed, seed < 6, task=task)
+        for method in ('unpruned', 'safe_pruner', 'fastv')
+        for task in ('pick_place', 'pack_doll')
+        for seed in range(8)
+    ]
+    cells = summarise(episodes)
+    figure = draw_success(cells, lambda cell: cell.retained_tokens_mean, 'tokens')
+    assert figure is not None and [a.get_title() for a in figure.axes] == [
+        'pack_doll',
+        'pick_place',
+    ]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ['unpruned', 'fastv', 'safe_pruner']
+    bars = next(c for c in figure.axes[0].containers if c.get_label() == 'fastv')
+    (line, _, (spread,)) = bars.lines
+    assert line.get_xdata().tolist() == [60.0] and line.get_ydata().tolist() == [75.0]
+    low, high = spread.get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((40.9, 92.9), abs=0.1)  # Wilson, 6 of 8
+    assert draw_success(cells, lambda cell: None, '') is None
+
+    keys = draw_keyframes(episodes)
+    assert keys is not None and len(keys.axes) == 4  # two tasks, shares and episodes
+    heights = [bar.get_height() for bar in keys.axes[0].patches]
+    assert heights == [1, 0, 0, 0, 0, 0, 1, 0, 0, 0]
+    assert draw_keyframes([e for e in episodes if e['method'] == 'fastv']) is None

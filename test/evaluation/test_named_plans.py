@@ -1,0 +1,76 @@
+"""Plans are data that holds: every shipped one builds, and says what was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from safe_pruner_ros.core.catalog import METHODS
+from safe_pruner_ros.evaluation.named_plans import load_named_plan, plan_names
+from safe_pruner_ros.evaluation.plan import build_cells
+from safe_pruner_ros.sim.tasks.catalog import TASKS
+
+SPLITS = {'validation': range(500_000, 600_000), 'test': range(900_000, 1_000_000)}
+CONFIGURED = {'safe_pruner': {'similarity_threshold': 0.5, 'norm': 'l1', 'quota_scope': 'per_view',
+                              'match_scope': 'per_view', 'max_keyframe_age': 8}}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', plan_names())
+def test_shipped_plans_build(name: str) -> None:
+    for run in load_named_plan(name, SPLITS):
+        assert run.task in TASKS and set(run.seeds) <= set(SPLITS[run.split])
+        cells = build_cells(run.methods, run.retention, {}, CONFIGURED)
+        n_unpruned = 'unpruned' in run.methods
+        # No method of a plan is another one by another name.
+        assert len(cells) == (len(run.methods) - n_unpruned) * len(run.retention) + n_unpruned
+
+
+def test_the_grid_is_what_was_asked_for() -> None:
+    runs = {run.task: run for run in load_named_plan('grid', SPLITS)}
+    assert set(runs) == set(TASKS)
+    assert all(set(METHODS) <= set(run.methods) and run.split == 'test' for run in runs.values())
+    assert runs['pick_place'].retention == (0.5, 0.3, 0.2, 0.1, 0.05)
+    assert len(runs['pick_place'].seeds) == 300
+    assert {
+        (run.retention, len(run.seeds)) for task, run in runs.items() if task != 'pick_place'
+    } == {((0.3, 0.1), 150)}
+
+
+def test_choices_are_made_on_validation_scenes() -> None:
+    for name in ('sweeps', 'baseline_options'):
+        assert {run.split for run in load_named_plan(name, SPLITS)} == {'validation'}
+
+
+def test_a_rehearsal_takes_few_validation_scenes() -> None:
+    for run in load_named_plan('grid', SPLITS, episodes=2, split='validation'):
+        assert run.seeds == (500_000, 500_001) and run.split == 'validation'
+
+
+RUN = 'name: a, task: pick_place, methods: [random], retention: [0.3], split: test, episodes: 1'
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('[', 'not YAML'),
+        ('about: nothing', 'no list "runs"'),
+        ('runs: [{name: a}]', "run 'a': a run has"),
+        (f'runs: [{{{RUN}, speed: 1}}]', 'may have'),
+        (f'runs: [{{{RUN}}}, {{{RUN}}}]', r"run names \['a'\] are there twice"),
+        (f'runs: [{{{RUN.replace("split: test", "split: train")}}}]', 'split must be one of'),
+        (f'runs: [{{{RUN.replace("episodes: 1", "episodes: 0")}}}]', 'episodes must be'),
+        (f'runs: [{{{RUN.replace("episodes: 1", "episodes: 100001")}}}]', 'only 100000 seeds'),
+        (f'runs: [{{{RUN.replace("[random]", "random")}}}]', 'methods must be a list'),
+    ],
+)
+def test_wrong_plans_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / 'plan.yaml'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_named_plan(str(path), SPLITS)
+
+
+def test_unknown_plans_are_refused() -> None:
+    with pytest.raises(ValueError, match="did you mean 'sweeps'"):
+        load_named_plan('sweep', SPLITS)
