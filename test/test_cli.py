@@ -58,10 +58,15 @@ def test_evaluate_refuses(capsys, tmp_path, arguments: list[str], message: str) 
 
 def test_evaluate_says_what_it_would_run(capsys, tmp_path) -> None:
     out = ('--dry-run', '--out', str(tmp_path / 'out'))
-    assert cli.main(['evaluate', '--plan', 'ablations', '--episodes', '2', *out]) == 0
+    assert (
+        cli.main(
+            ['evaluate', '--plan', 'ablations', '--task', 'pick_place', '--episodes', '2', *out]
+        )
+        == 0
+    )
     text = capsys.readouterr().out
     assert 'pick_place, 19 cells x 2 episodes, split test' in text
-    assert 'safe_pruner:keyframe_interval=4 at 0.1' in text and '64 episodes' in text
+    assert 'safe_pruner:keyframe_interval=4 at 0.1' in text and '38 episodes' in text
     assert not (tmp_path / 'out').exists()
 
 

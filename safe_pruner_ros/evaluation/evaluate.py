@@ -21,13 +21,13 @@ from safe_pruner_ros.evaluation.summary import CellSummary, as_dict, summarise
 from safe_pruner_ros.evaluation.tables import markdown_summary
 from safe_pruner_ros.evaluation.worker import run_job
 from safe_pruner_ros.policies.catalog import build_policy
-from safe_pruner_ros.policies.policy import Policy
+from safe_pruner_ros.policies.policy import InstructionError, Policy
 from safe_pruner_ros.sim.env import DualArmEnv
 
 
 def check_plan(plan: EvaluationPlan) -> None:
     """Raise ValueError or FileNotFoundError for whatever would make every episode of a cell fail:
-    the checkpoint, a setting, a horizon."""
+    the checkpoint, a setting, a horizon, a task that the policy has no words for."""
     if not plan.seeds:
         raise ValueError('no seeds to evaluate')
     policies: dict[str, Policy] = {}
@@ -39,7 +39,14 @@ def check_plan(plan: EvaluationPlan) -> None:
             )
         policies[cell.method].update_pruner(**settings)
     horizon = plan.rollout.execution_horizon
-    chunk_size = policies[plan.cells[0].method].spec.chunk_size
+    policy = policies[plan.cells[0].method]
+    with DualArmEnv(plan.task) as env:
+        env.reset(plan.seeds[0])
+        try:
+            policy.check_instruction(env.instruction)
+        except InstructionError as error:
+            raise ValueError(f'this policy cannot be asked for {plan.task}: {error}') from error
+    chunk_size = policy.spec.chunk_size
     if horizon > chunk_size:
         raise ValueError(f'execution_horizon must be at most {chunk_size}, got {horizon}')
 

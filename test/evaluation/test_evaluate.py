@@ -88,6 +88,8 @@ def test_plan_is_checked_before_anything_runs(checkpoint: Path, tmp_path: Path) 
     check_plan(make_plan(checkpoint))
     with pytest.raises(FileNotFoundError, match='nowhere'):
         check_plan(make_plan(tmp_path / 'nowhere.safetensors'))
+    with pytest.raises(ValueError, match='cannot be asked for pack_doll'):  # no word for a box
+        check_plan(EvaluationPlan(**{**vars(make_plan(checkpoint)), 'task': 'pack_doll'}))
     cells = build_cells(['random', 'safe_pruner:K=5'], [0.3], {})  # this policy has 5 layers
     with pytest.raises(ValueError, match='pruning_layer'):
         check_plan(EvaluationPlan('pick_place', cells, (1,), checkpoint=str(checkpoint)))
