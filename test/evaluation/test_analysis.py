@@ -28,7 +28,7 @@ from safe_pruner_ros.evaluation.analysis.forecast import (
     same_subtask,
 )
 from safe_pruner_ros.evaluation.analysis.keyframes import detections_of, keyframe_rows
-from safe_pruner_ros.evaluation.analysis.recording import QUERIES, Recording, load, save
+from safe_pruner_ros.evaluation.analysis.recording import QUERIES, Recording, collect, load, save
 from safe_pruner_ros.evaluation.analysis.subtasks import (
     boundaries_of,
     replay_detections,
@@ -36,6 +36,7 @@ from safe_pruner_ros.evaluation.analysis.subtasks import (
     score_episode,
 )
 from safe_pruner_ros.evaluation.results import ResultsError
+from safe_pruner_ros.evaluation.worker import forget_warm
 
 V, D, LAYERS = 12, 6, 5
 RNG = np.random.default_rng(3)
@@ -257,3 +258,19 @@ def test_recordings_survive_the_disk(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ResultsError, match='not a recording'):
         load(path)
+
+
+def test_collects_once_what_an_unpruned_policy_attends_to(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    found = next(iter(collect(tmp_path, [500_000], checkpoint=str(checkpoint), n_jobs=1)))
+    forget_warm()
+    steps, layers, visual = found.saliency['action'].shape
+    assert (layers, visual) == (5, 192) and found.features.shape[:2] == (steps, visual)
+    assert len(found.subtasks) == steps > 1 and found.subtasks[0] == 'pick'
+    for saliency in found.saliency.values():  # shares of a softmax over all tokens
+        assert (saliency > 0).all() and (saliency.sum(axis=-1) < 1).all()
+    before = (tmp_path / '500000.npz').stat().st_mtime_ns
+    again = next(iter(collect(tmp_path, [500_000], checkpoint=str(checkpoint))))
+    np.testing.assert_array_equal(again.features, found.features)
+    assert (tmp_path / '500000.npz').stat().st_mtime_ns == before
