@@ -119,9 +119,10 @@ def test_interrupt_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cli.main(['train']) == 130
 
 
-COMMANDS = (
-    'demo train evaluate table analyse benchmark flops preflight replay calibrate record repair play'
-).split()
+COMMANDS = [
+    'demo', 'train', 'evaluate', 'table', 'analyse', 'benchmark', 'flops', 'preflight',
+    'replay', 'calibrate', 'record', 'repair', 'play',
+]  # fmt: skip
 
 
 @pytest.mark.parametrize('command', COMMANDS)
