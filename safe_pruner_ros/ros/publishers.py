@@ -32,7 +32,7 @@ class StepPublishers:
     """Topics of one policy; `publish` runs in the worker thread, after every policy step."""
 
     def __init__(self, node: LifecycleNode, spec: PolicySpec) -> None:
-        self._node, self._views = node, spec.views
+        self._node, self._views, self._policy = node, spec.views, spec.name
         self._slices = messages.view_slices(spec.views)
         self._status = node.create_publisher(PruningStatus, '~/status', 10)
         self._keyframe = node.create_publisher(KeyframeEvent, '~/keyframe', 10)
@@ -49,7 +49,7 @@ class StepPublishers:
             self._node.destroy_publisher(publisher)
 
     def publish(self, report: StepReport, now_ns: int) -> None:
-        _send(self._status, messages.status_message(report, now_ns))
+        _send(self._status, messages.status_message(report, self._policy, now_ns))
         _send(self._keyframe, messages.keyframe_message(report))
         _send(self._chunk, messages.chunk_message(report))
         for view in self._views:

@@ -50,15 +50,15 @@ def retained_mask(trace: PruningTrace) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def status_message(report: StepReport, now_ns: int) -> PruningStatus | None:
-    """None when the policy failed before it could say what it pruned."""
+def status_message(report: StepReport, policy: str, now_ns: int) -> PruningStatus | None:
+    """``policy`` by name. None when it failed before it could say what it pruned."""
     trace = report.trace
     if trace is None:
         return None
     latency = report.latency_ms
     msg = PruningStatus()
     msg.header.stamp = ns_to_stamp(now_ns)
-    msg.method = trace.method
+    msg.policy, msg.method = policy, trace.method
     msg.policy_step = report.step
     msg.instruction = report.instruction
     msg.is_key_timestep = bool(trace.is_key_timestep)

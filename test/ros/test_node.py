@@ -26,7 +26,7 @@ def test_the_node_drives_the_robot_and_says_what_it_prunes(bench) -> None:
     assert observation.state.positions.shape == (4,)
 
     status = received['/safe_pruner/status'][-1]
-    assert (status.method, status.n_visual) == ('fake', 32)
+    assert (status.policy, status.method, status.n_visual) == ('fake', 'fake', 32)
     assert status.pruning_ratio == pytest.approx(1 - status.retention_ratio)
     assert status.latency_decoder_ms == 2.0 and 0 < status.observation_age_s < 1.0
     assert received['/safe_pruner/keyframe'][0].reason == 1

@@ -192,7 +192,8 @@ def test_it_moves_the_arms_under_the_guard_and_says_what_it_prunes(
     check_commands(observer.commands, node._session.config.robot)
     assert observer.status[0].is_key_timestep and observer.status[0].n_retained == N_VISUAL
     for status in observer.status:
-        assert (status.method, status.n_visual) == ('safe_pruner', N_VISUAL)
+        assert (status.policy, status.method) == (tiny_policy.name, 'safe_pruner')
+        assert status.n_visual == N_VISUAL
         assert status.n_retained == (N_VISUAL if status.is_key_timestep else N_VISUAL // 4)
         assert status.instruction == robot._physics.latest.episode.instruction
         assert not status.pruning_fallback
