@@ -356,7 +356,7 @@ class Bench:
         return self.robot
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')  # no longer: it speaks on topics that other modules listen to
 def _robot() -> Iterator[Robot]:
     robot = Robot()
     yield robot
