@@ -16,7 +16,7 @@ from safe_pruner_ros.ros.conversions import image_to_camera_image, stamp_to_ns
 from safe_pruner_ros.runtime.control_loop import ControlLoop
 from safe_pruner_ros.types import ActionChunk
 
-DATA = Path('/work/shared/data')
+DATA = Path(__file__).parents[4] / 'shared' / 'data'  # beside the checkout
 VIEWS = ('head', 'left_wrist', 'right_wrist')
 # Not 400: when the head image of 400 ms makes a policy step due, the wrists' have not arrived yet.
 STAMPS_MS = [0, 300, 600, 900, 1200, 1500, 1800]

@@ -23,7 +23,7 @@ import pytest
 from safe_pruner_ros.evaluation.replay import Lane, replay
 from safe_pruner_ros.policies.embedded import EmbeddedPolicy, load_weights
 
-DATA = Path('/work/shared/data/g1_dual_arm')
+DATA = Path(__file__).parents[4] / 'shared' / 'data' / 'g1_dual_arm'  # beside the checkout
 FOLDER = Path(__file__).parent / 'golden'
 BAG, NUMBERS = FOLDER / 'episode', FOLDER / 'golden.json'
 ACTION_TOLERANCE = 2e-4  # rad, closed fraction

@@ -12,7 +12,7 @@ import pytest
 
 from safe_pruner_ros import cli
 
-DATA = Path('/work/shared/data')
+DATA = Path(__file__).parents[4] / 'shared' / 'data'  # beside the checkout
 
 
 @pytest.fixture(scope='module')
