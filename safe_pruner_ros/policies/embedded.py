@@ -15,27 +15,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from safe_pruner_ros.core.catalog import accepted_settings, build_pruner
 from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.policies.device import choose_device
 from safe_pruner_ros.policies.embedded_model import EmbeddedConfig, EmbeddedVLA
 from safe_pruner_ros.policies.instructions import encode_words
 from safe_pruner_ros.policies.patches import image_patches
 from safe_pruner_ros.policies.policy import (
-    PolicyOutput,
     PolicyOutputError,
     PolicySpec,
     ViewSpec,
 )
 from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, run_pruned
-from safe_pruner_ros.policies.trace import pruning_trace
+from safe_pruner_ros.policies.pruned_policy import PrunedPolicy
 from safe_pruner_ros.types import ActionChunk, Observation
 
 SHIPPED_WEIGHTS = Path(__file__).parent / 'weights' / 'embedded.safetensors'
 FORMAT = 'safe_pruner_ros/embedded/1'
 
 
-class EmbeddedPolicy:
+class EmbeddedPolicy(PrunedPolicy):
     """Three 256 px views, an instruction and 16 joint positions -> 8 targets, 0.1 s apart."""
 
     def __init__(
@@ -47,10 +45,9 @@ class EmbeddedPolicy:
     ) -> None:
         """``method`` and ``settings`` as `core.catalog.build_pruner` takes them; ``device``
         'auto' takes a GPU where there is one."""
-        self._device, self._step = choose_device(device), 0
+        super().__init__(method, settings, len(model.layers))
+        self._device = choose_device(device)
         self._model = model.to(self._device).eval().requires_grad_(False)
-        self._method, self._settings = method, dict(settings or {})
-        self._pruner = self._build_pruner(self._settings)
         config = model.config
         size, grid = config.image_size, config.grid
         self.spec = PolicySpec(
@@ -68,40 +65,6 @@ class EmbeddedPolicy:
 
     def check_instruction(self, instruction: str) -> None:
         encode_words(instruction, self._model.config)
-
-    def force_keyframe(self) -> None:
-        self._pruner.force_keyframe()
-
-    def update_pruner(self, **changes: Any) -> None:
-        """Change settings of the method from the next policy step on, which is a key timestep.
-
-        Settings that the method does not have are ignored; ValueError for a value out of range,
-        and then nothing changes.
-        """
-        accepted = accepted_settings(self._method)
-        settings = {**self._settings, **{k: v for k, v in changes.items() if k in accepted}}
-        self._pruner = self._build_pruner(settings)
-        self._settings = settings
-
-    def _build_pruner(self, settings: Mapping[str, Any]) -> Pruner:
-        return build_pruner(self._method, len(self._model.layers), **settings)
-
-    def reset(self) -> None:
-        self._pruner.reset()
-        self._step = 0
-
-    def predict(self, observation: Observation) -> PolicyOutput:
-        pruner = self._pruner  # `update_pruner` may replace it meanwhile
-        out, chunk, latency_ms = self._run(observation, pruner, self._step)
-        # Only a step whose action is good may shape the next ones.
-        pruner.observe(out.context, out.plan, out.attention)
-        self._step += 1
-        return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
-
-    def predict_unpruned(self, observation: Observation) -> PolicyOutput:
-        pruner = build_pruner('unpruned', len(self._model.layers))
-        out, chunk, latency_ms = self._run(observation, pruner, max(0, self._step - 1))
-        return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
 
     @torch.inference_mode()
     def _run(

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int64
 
-from safe_pruner_ros.core.catalog import accepted_settings, build_pruner
 from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.core.tokens import ViewGrid
 from safe_pruner_ros.policies.action_statistics import Range
@@ -23,9 +22,9 @@ from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.openvla_images import ImageProcessor
 from safe_pruner_ros.policies.openvla_network import OpenVLANetwork
 from safe_pruner_ros.policies.openvla_prompt import PromptEncoder
-from safe_pruner_ros.policies.policy import PolicyOutput, PolicyOutputError, PolicySpec, ViewSpec
+from safe_pruner_ros.policies.policy import PolicyOutputError, PolicySpec, ViewSpec
 from safe_pruner_ros.policies.pruned_decoder import DecoderOutput
-from safe_pruner_ros.policies.trace import pruning_trace
+from safe_pruner_ros.policies.pruned_policy import PrunedPolicy
 from safe_pruner_ros.types import ActionChunk, Observation
 
 FloatArray = npt.NDArray[np.float64]
@@ -39,7 +38,7 @@ class Act:
     actions: Float[torch.Tensor, 'chunk n']
 
 
-class OpenVLAFamilyPolicy:
+class OpenVLAFamilyPolicy(PrunedPolicy):
     """Policy protocol on an `OpenVLANetwork`; batch 1."""
 
     def __init__(
@@ -61,9 +60,8 @@ class OpenVLAFamilyPolicy:
         self.run_decoder: Callable[..., DecoderOutput] | None = None
         self.device = network.device
         self._encode_prompt, self._range = encode_prompt, action_range
-        self._deployment, self._step = deployment, 0
-        self._method, self._settings = method, settings
-        self._pruner = self._build_pruner(settings)
+        self._deployment = deployment
+        super().__init__(method, settings, len(network.decoder.layers))
         size, grid = vision.image_size, vision.grid
         self.grids = tuple(ViewGrid(view, grid, grid) for view in deployment.views)
         self.spec = PolicySpec(
@@ -77,36 +75,6 @@ class OpenVLAFamilyPolicy:
 
     def check_instruction(self, instruction: str) -> None:
         self._encode_prompt(instruction)
-
-    def force_keyframe(self) -> None:
-        self._pruner.force_keyframe()
-
-    def update_pruner(self, **changes: Any) -> None:
-        """As `EmbeddedPolicy.update_pruner`: the next step is a key timestep."""
-        accepted = accepted_settings(self._method)
-        settings = {**self._settings, **{k: v for k, v in changes.items() if k in accepted}}
-        self._pruner = self._build_pruner(settings)
-        self._settings = settings
-
-    def _build_pruner(self, settings: dict[str, Any]) -> Pruner:
-        return build_pruner(self._method, len(self._network.decoder.layers), **settings)
-
-    def reset(self) -> None:
-        self._pruner.reset()
-        self._step = 0
-
-    def predict(self, observation: Observation) -> PolicyOutput:
-        pruner = self._pruner  # `update_pruner` may replace it meanwhile
-        out, chunk, latency_ms = self._run(observation, pruner, self._step)
-        # Only a step whose action is good may shape the next ones.
-        pruner.observe(out.context, out.plan, out.attention)
-        self._step += 1
-        return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
-
-    def predict_unpruned(self, observation: Observation) -> PolicyOutput:
-        pruner = build_pruner('unpruned', len(self._network.decoder.layers))
-        out, chunk, latency_ms = self._run(observation, pruner, max(0, self._step - 1))
-        return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
 
     @torch.inference_mode()
     def _run(

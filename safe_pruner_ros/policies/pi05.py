@@ -23,7 +23,6 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from safe_pruner_ros.core.catalog import accepted_settings, build_pruner
 from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest
 from safe_pruner_ros.core.saliency import attention_saliency
 from safe_pruner_ros.core.tokens import TokenLayout
@@ -37,13 +36,13 @@ from safe_pruner_ros.policies.pi05_images import to_pixels
 from safe_pruner_ros.policies.pi05_model import Pi05, cached_keys_values
 from safe_pruner_ros.policies.pi05_prompt import PromptEncoder
 from safe_pruner_ros.policies.pi05_statistics import Statistics
-from safe_pruner_ros.policies.policy import PolicyOutput, PolicyOutputError, PolicySpec, ViewSpec
+from safe_pruner_ros.policies.policy import PolicyOutputError, PolicySpec, ViewSpec
 from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, run_pruned
-from safe_pruner_ros.policies.trace import pruning_trace
+from safe_pruner_ros.policies.pruned_policy import PrunedPolicy
 from safe_pruner_ros.types import ActionChunk, Observation
 
 
-class Pi05Policy:
+class Pi05Policy(PrunedPolicy):
     """One fine-tune on one robot. ``seed`` fixes the noise of every step of every episode."""
 
     def __init__(
@@ -65,12 +64,11 @@ class Pi05Policy:
         # Seams for `graphed_decoder.use_graphs`; None is `run_pruned`.
         self.encode_images, self.denoise = model.embed_images, model.denoise
         self.run_decoder: Callable[..., DecoderOutput] | None = None
-        self._seed, self._step = seed, 0
+        self._seed = seed
         self._layers, self._final_norm = model.prefix_layers(), nn.Identity()
         with torch.inference_mode():
             self._modulations = model.modulations()
-        self._method, self._settings = method, dict(settings or {})
-        self._pruner = self._build_pruner(self._settings)
+        super().__init__(method, settings, len(self._layers))
         size, grid = config.vision.image_size, config.vision.grid
         self.spec = PolicySpec(
             name='pi05',
@@ -87,40 +85,6 @@ class Pi05Policy:
 
     def check_instruction(self, instruction: str) -> None:
         self._prompt.encode(instruction, self._prompt_state(np.zeros(len(self.spec.joint_names))))
-
-    def force_keyframe(self) -> None:
-        self._pruner.force_keyframe()
-
-    def update_pruner(self, **changes: Any) -> None:
-        """Change settings of the method from the next policy step on, which is a key timestep.
-
-        Settings that the method does not have are ignored; ValueError for a value out of range,
-        and then nothing changes.
-        """
-        accepted = accepted_settings(self._method)
-        settings = {**self._settings, **{k: v for k, v in changes.items() if k in accepted}}
-        self._pruner = self._build_pruner(settings)
-        self._settings = settings
-
-    def _build_pruner(self, settings: Mapping[str, Any]) -> Pruner:
-        return build_pruner(self._method, len(self._layers), **settings)
-
-    def reset(self) -> None:
-        self._pruner.reset()
-        self._step = 0
-
-    def predict(self, observation: Observation) -> PolicyOutput:
-        pruner = self._pruner  # `update_pruner` may replace it meanwhile
-        out, chunk, latency_ms = self._run(observation, pruner, self._step)
-        # Only a step whose action is good may shape the next ones.
-        pruner.observe(out.context, out.plan, out.attention)
-        self._step += 1
-        return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
-
-    def predict_unpruned(self, observation: Observation) -> PolicyOutput:
-        pruner = build_pruner('unpruned', len(self._layers))
-        out, chunk, latency_ms = self._run(observation, pruner, max(0, self._step - 1))
-        return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
 
     @torch.inference_mode()
     def _run(

@@ -114,7 +114,7 @@ class ProbedPolicy(EmbeddedPolicy):
     probe: AttentionProbe
 
     def _build_pruner(self, settings: Mapping[str, Any]) -> Pruner:
-        self.probe = AttentionProbe(len(self.model.layers))
+        self.probe = AttentionProbe(self._n_layers)
         return self.probe
 
 

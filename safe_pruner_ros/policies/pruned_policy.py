@@ -1,0 +1,67 @@
+"""What every policy does with its pruner. A backend says what one step is: `_run`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from safe_pruner_ros.core.catalog import accepted_settings, build_pruner
+from safe_pruner_ros.core.pruner import Pruner
+from safe_pruner_ros.policies.policy import PolicyOutput
+from safe_pruner_ros.policies.pruned_decoder import DecoderOutput
+from safe_pruner_ros.policies.trace import pruning_trace
+from safe_pruner_ros.types import ActionChunk, Observation
+
+
+class PrunedPolicy:
+    """The pruner, its settings and the step count of the Policy protocol.
+
+    ``method`` and ``settings`` as `core.catalog.build_pruner` takes them, for a decoder of
+    ``n_layers`` layers.
+    """
+
+    def __init__(self, method: str, settings: Mapping[str, Any] | None, n_layers: int) -> None:
+        self._method, self._settings = method, dict(settings or {})
+        self._n_layers, self._step = n_layers, 0
+        self._pruner = self._build_pruner(self._settings)
+
+    def _build_pruner(self, settings: Mapping[str, Any]) -> Pruner:
+        return build_pruner(self._method, self._n_layers, **settings)
+
+    def _run(
+        self, observation: Observation, pruner: Pruner, step: int
+    ) -> tuple[DecoderOutput, ActionChunk, dict[str, float]]:
+        """One step: decoder output, actions, latency by stage. Changes nothing of the policy, and
+        with the same ``step`` draws the same noise."""
+        raise NotImplementedError(f'{type(self).__name__} must define _run')
+
+    def predict(self, observation: Observation) -> PolicyOutput:
+        pruner = self._pruner  # `update_pruner` may replace it meanwhile
+        out, chunk, latency_ms = self._run(observation, pruner, self._step)
+        # Only a step whose action is good may shape the next ones.
+        pruner.observe(out.context, out.plan, out.attention)
+        self._step += 1
+        return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
+
+    def predict_unpruned(self, observation: Observation) -> PolicyOutput:
+        pruner = build_pruner('unpruned', self._n_layers)
+        out, chunk, latency_ms = self._run(observation, pruner, max(0, self._step - 1))
+        return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
+
+    def force_keyframe(self) -> None:
+        self._pruner.force_keyframe()
+
+    def update_pruner(self, **changes: Any) -> None:
+        """Change settings of the method from the next policy step on, which is a key timestep.
+
+        Settings that the method does not have are ignored; ValueError for a value out of range,
+        and then nothing changes.
+        """
+        accepted = accepted_settings(self._method)
+        settings = {**self._settings, **{k: v for k, v in changes.items() if k in accepted}}
+        self._pruner = self._build_pruner(settings)
+        self._settings = settings
+
+    def reset(self) -> None:
+        self._pruner.reset()
+        self._step = 0
