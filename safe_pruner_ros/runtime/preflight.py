@@ -132,8 +132,8 @@ def check_units(
     radians, or percent for a closed fraction, do not."""
     try:
         low, high = files.action_span()
-    except Exception:
-        return  # said already
+    except Exception:  # whatever an odd file raises, the question about statistics reports it
+        return
     for action, ends in zip(actions, np.stack([low, high], axis=1), strict=False):
         joint = joints.get(action.joint)
         if joint is None or action.semantics != 'absolute':
