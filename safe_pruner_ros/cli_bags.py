@@ -105,7 +105,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     cells = plan.build_cells(
         names(arguments.methods), ratios(arguments.retention), settings, configured
     )
-    return int(import_module('safe_pruner_ros.ros.replay').main(arguments, config, cells))
+    return int(import_module('safe_pruner_ros.ros.bags.replay').main(arguments, config, cells))
 
 
 # ---- calibrate
@@ -145,7 +145,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     parse_settings = import_module('safe_pruner_ros.evaluation.methods').parse_settings
     settings = parse_settings(arguments.settings)
     (cell,) = plan.build_cells([method], tried[:1], settings, configured)
-    calibrate = import_module('safe_pruner_ros.ros.calibrate')
+    calibrate = import_module('safe_pruner_ros.ros.bags.calibrate')
     return int(calibrate.main(arguments, config, method, cell.settings, tried, taus))
 
 
@@ -203,7 +203,7 @@ def _add_repair(commands: Any) -> None:
 
 
 def _repair(arguments: argparse.Namespace) -> int:
-    repaired = import_module('safe_pruner_ros.ros.bag_repair').repair(arguments.bag)
+    repaired = import_module('safe_pruner_ros.ros.bags.repair').repair(arguments.bag)
     done = 'was complete already' if repaired.was_complete else 'is complete now'
     cut = f'; {repaired.cut_bytes} bytes of a torn record were cut' if repaired.cut_bytes else ''
     print(f'{repaired.path}: {done}, {repaired.messages} messages{cut}')

@@ -7,10 +7,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from safe_pruner_ros.policies.checkpoint_check import CheckpointFiles
+from safe_pruner_ros.policies.checkpoint_check import Backend, CheckpointFiles
+from safe_pruner_ros.policies.deployment import Deployment, read_deployment
 from safe_pruner_ros.policies.policy import Policy
 
-POLICIES = ('embedded', 'openvla', 'openvla_oft', 'cogact', 'pi05')
+# Where the ``backend`` of a big policy is.
+BACKENDS = {
+    'openvla': 'safe_pruner_ros.policies.openvla.policy',
+    'openvla_oft': 'safe_pruner_ros.policies.openvla.oft_policy',
+    'cogact': 'safe_pruner_ros.policies.cogact.policy',
+    'pi05': 'safe_pruner_ros.policies.pi05.policy',
+}
+POLICIES = ('embedded', *BACKENDS)
 
 
 def build_policy(
@@ -39,10 +47,10 @@ def build_policy(
         model = module.load_weights(Path(checkpoint) if checkpoint else None)
         embedded: Policy = module.EmbeddedPolicy(model, method, pruner_settings, device)
         return embedded
-    module, folder, settings = _big(name, checkpoint, deployment)
+    backend, folder, settings = _big(name, checkpoint, deployment)
     memory_errors_told = import_module('safe_pruner_ros.policies.device').memory_errors_told
     with memory_errors_told(str(folder)):
-        policy: Policy = module.build(folder, settings, method, pruner_settings, device)
+        policy: Policy = backend.build(folder, settings, method, pruner_settings, device)
     return policy
 
 
@@ -51,15 +59,14 @@ def open_checkpoint(
 ) -> CheckpointFiles:
     """The files of a big policy, not read yet. Raises ValueError or FileNotFoundError when not
     even that can be done; 'embedded' has no such files."""
-    module, folder, settings = _big(name, checkpoint, deployment)
-    files: CheckpointFiles = module.open_files(folder, settings, device)
+    backend, folder, settings = _big(name, checkpoint, deployment)
+    files: CheckpointFiles = backend.files(folder, settings, device)
     return files
 
 
 def _big(
     name: str, checkpoint: str, deployment: Mapping[str, Any] | None
-) -> tuple[Any, Path, Any]:
-    """(backend's module, folder, Deployment)."""
+) -> tuple[Backend[Any, Any], Path, Deployment]:
     if name not in POLICIES:
         raise ValueError(f'unknown policy {name!r}; choose from {POLICIES}')
     if not checkpoint:
@@ -71,5 +78,4 @@ def _big(
         raise ValueError(
             f'policy {name!r} needs a deployment: views, actions, statistics_key and period_s'
         )
-    read = import_module('safe_pruner_ros.policies.deployment').read_deployment
-    return import_module(f'safe_pruner_ros.policies.{name}'), folder, read(deployment)
+    return import_module(BACKENDS[name]).backend, folder, read_deployment(deployment)

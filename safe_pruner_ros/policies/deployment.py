@@ -9,9 +9,9 @@ from typing import Any
 
 from safe_pruner_ros.policies.action_layout import ActionDimension, ActionLayout
 from safe_pruner_ros.policies.action_statistics import Bounds
-from safe_pruner_ros.policies.cogact_diffusion import DiffusionSettings
+from safe_pruner_ros.policies.cogact.diffusion import DiffusionSettings
 from safe_pruner_ros.policies.device import DTYPES, choose_device
-from safe_pruner_ros.policies.openvla_images import ImageChain
+from safe_pruner_ros.policies.openvla.images import ImageChain
 
 __all__ = ['DTYPES', 'Deployment', 'choose_device', 'read_deployment']
 
@@ -38,7 +38,7 @@ class Deployment:
         LIBERO, 25 for ALOHA, 5 for BridgeData checkpoints.
     proprioception : joints that OpenVLA-OFT reads, in the order of its training; () for a
         checkpoint trained without.
-    prompt : pi0.5: 'text' or 'state' (`pi05_prompt.py`).
+    prompt : pi0.5: 'text' or 'state' (`pi05/prompt.py`).
     prompt_state_dim : pi0.5: the prompt's state is padded with zeros to so many values.
     max_prompt_tokens : pi0.5: the longest prompt of the training.
     diffusion : how CogACT samples its actions.

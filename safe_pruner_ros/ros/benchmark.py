@@ -18,7 +18,7 @@ from typing import Any
 from safe_pruner_ros.evaluation.node_timing import MessageTimes, markdown_table, node_timing
 from safe_pruner_ros.evaluation.provenance import git_commit, machine
 from safe_pruner_ros.evaluation.results import to_json
-from safe_pruner_ros.ros.demo_processes import (
+from safe_pruner_ros.ros.demo.processes import (
     ChildDied,
     Children,
     private_domain,
@@ -134,7 +134,7 @@ def _make_watcher() -> Any:
     from safe_pruner_ros.msg import ActionChunk, PruningStatus
     from safe_pruner_ros.ros.command_sinks import make_sink
     from safe_pruner_ros.ros.conversions import stamp_to_ns
-    from safe_pruner_ros.ros.demo_recorder import PREFIX, ReceiveCount
+    from safe_pruner_ros.ros.demo.recorder import PREFIX, ReceiveCount
 
     class Watcher(Node):
         """Callbacks take the message info: its source time stamp is when the writer sent it."""

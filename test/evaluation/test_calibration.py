@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from safe_pruner_ros.evaluation.calibration import (
+from safe_pruner_ros.evaluation.observation_store import ObservationStore
+from safe_pruner_ros.evaluation.replay.calibration import (
     Outcome,
     Setting,
     calibrate,
@@ -15,9 +16,8 @@ from safe_pruner_ros.evaluation.calibration import (
     grid,
     sweep,
 )
-from safe_pruner_ros.evaluation.calibration_report import summarize, write_calibration
-from safe_pruner_ros.evaluation.observation_store import ObservationStore
-from safe_pruner_ros.evaluation.replay_metrics import Limits
+from safe_pruner_ros.evaluation.replay.calibration_report import summarize, write_calibration
+from safe_pruner_ros.evaluation.replay.metrics import Limits
 from safe_pruner_ros.types import ArmState, CameraImage, Joint, JointLayout, Observation
 
 LAYOUT = JointLayout((Joint('a', 'arm', -9.0, 9.0, 9.0), Joint('g', 'gripper', 0.0, 1.0, 9.0)))

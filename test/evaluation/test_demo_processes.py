@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip('safe_pruner_ros.ros.demo_processes')
+pytest.importorskip('safe_pruner_ros.ros.demo.processes')
 
-from safe_pruner_ros.ros.demo_processes import (
+from safe_pruner_ros.ros.demo.processes import (
     ChildDied,
     Children,
     private_domain,
@@ -52,7 +52,7 @@ def gone(pid: int) -> bool:
 
 
 def test_stop_ends_who_does_not_listen(tmp_path, stubborn, monkeypatch) -> None:
-    monkeypatch.setattr('safe_pruner_ros.ros.demo_processes.STOP_S', (0.1, 5.0, 1.0))
+    monkeypatch.setattr('safe_pruner_ros.ros.demo.processes.STOP_S', (0.1, 5.0, 1.0))
     with Children(tmp_path / 'logs', stubborn) as children:
         children.start('one', 'stubborn', [])
         children.start('two', 'stubborn', [])
@@ -77,7 +77,7 @@ def test_a_child_that_dies_is_reported_with_its_log(tmp_path: Path) -> None:
 def test_children_end_when_the_parent_is_killed(tmp_path: Path, stubborn) -> None:
     script = (
         'import time\nfrom pathlib import Path\n'
-        'from safe_pruner_ros.ros.demo_processes import Children\n'
+        'from safe_pruner_ros.ros.demo.processes import Children\n'
         f'children = Children(Path({str(tmp_path)!r}), {{}})\n'
         "children.start('one', 'stubborn', [])\n"
         'print(children._children[0].process.pid, flush=True)\ntime.sleep(60)\n'

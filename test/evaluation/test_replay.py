@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from safe_pruner_ros.evaluation.replay import Lane, replay
-from safe_pruner_ros.evaluation.replay_metrics import (
+from safe_pruner_ros.evaluation.replay.metrics import (
     Limits,
     command_track,
     evaluate_replay,
     percentiles,
 )
+from safe_pruner_ros.evaluation.replay.replay import Lane, replay
 from safe_pruner_ros.policies.policy import PolicyOutputError
 from safe_pruner_ros.types import (
     ArmState,

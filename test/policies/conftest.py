@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel
 
-from safe_pruner_ros.policies.openvla_vision import TowerSize, VisionSize
+from safe_pruner_ros.policies.openvla.vision import TowerSize, VisionSize
 
 SIZE = VisionSize(TowerSize(32, 4, 4, 128, n_registers=4), TowerSize(48, 3, 4, 80), image_size=56)
 WIDTH, N_LAYERS, VOCAB = 32, 6, 32064

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from safe_pruner_ros.policies.action_layout import absolute
+from safe_pruner_ros.policies.checkpoint_files import load_strict
 from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.device import (
     check_memory,
@@ -21,8 +22,7 @@ from safe_pruner_ros.policies.device import (
     free_bytes,
     memory_errors_told,
 )
-from safe_pruner_ros.policies.openvla_checkpoint import load_strict
-from safe_pruner_ros.policies.openvla_oft import build, load_oft_model
+from safe_pruner_ros.policies.openvla.oft_policy import backend, load_oft_model
 
 CPU = torch.device('cpu')
 
@@ -108,7 +108,8 @@ def test_a_gpu_that_is_too_small_is_told_before_loading(
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (250_000_000, 10**9))
     monkeypatch.setattr(
-        'safe_pruner_ros.policies.openvla_oft.load_oft_model', lambda *_: pytest.fail('loaded')
+        'safe_pruner_ros.policies.openvla.oft_policy.load_oft_model',
+        lambda *_: pytest.fail('loaded'),
     )
     joints = tuple('abcdefg')
     deployment = Deployment(
@@ -116,7 +117,7 @@ def test_a_gpu_that_is_too_small_is_told_before_loading(
     )
     words = r'oft needs 0\.50 GB on cuda:0 as bfloat16, 0\.25 GB are free; end other programs'
     with pytest.raises(ValueError, match=words):
-        build(
+        backend.build(
             openvla_tiny.oft,
             deployment,
             'unpruned',
@@ -153,7 +154,7 @@ def test_devices_and_precisions_by_name(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_shard_may_hold_half_precision(tmp_path) -> None:
     """Official files are bfloat16."""
-    from safe_pruner_ros.policies.openvla_checkpoint import read_weights
+    from safe_pruner_ros.policies.checkpoint_files import read_weights
 
     save_file({'a': torch.ones(2, 3, dtype=torch.bfloat16)}, tmp_path / 'model.safetensors')
     assert read_weights(tmp_path)['a'].dtype is torch.bfloat16

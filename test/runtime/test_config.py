@@ -101,9 +101,9 @@ def test_every_setting_has_a_doc():
 def test_deployment_settings_are_those_of_the_policies():
     """Same names, same defaults, and every shipped file is read by both."""
     from safe_pruner_ros.policies.action_layout import ActionDimension
-    from safe_pruner_ros.policies.cogact_diffusion import DiffusionSettings
+    from safe_pruner_ros.policies.cogact.diffusion import DiffusionSettings
     from safe_pruner_ros.policies.deployment import Deployment
-    from safe_pruner_ros.policies.openvla_images import ImageChain
+    from safe_pruner_ros.policies.openvla.images import ImageChain
 
     for mirror, original in (
         (c.DeploymentConfig, Deployment),

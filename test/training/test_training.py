@@ -14,7 +14,7 @@ from safe_pruner_ros.policies.embedded_model import EmbeddedConfig, EmbeddedVLA
 from safe_pruner_ros.policies.instructions import encode_words
 from safe_pruner_ros.policies.policy import InstructionError
 from safe_pruner_ros.policies.vision_tower import VisionTower
-from safe_pruner_ros.ros.demo import DEMO_SEEDS
+from safe_pruner_ros.ros.demo.demo import DEMO_SEEDS
 from safe_pruner_ros.sim.tasks.catalog import TASKS
 from safe_pruner_ros.training import recipe
 from safe_pruner_ros.training.dataset import DemonstrationSet, save_shard

@@ -99,7 +99,7 @@ class Model:
 
 LLAMA_7B = Stack(32, 4096, 11008, 32, 32, 128)
 LLAMA_VOCABULARY = 32064
-# One block fewer than published: the last output is not read (policies/openvla_vision.py).
+# One block fewer than published: the last output is not read (policies/openvla/vision.py).
 DINOV2_L = Stack(23, 1024, 4096, 16, 16, 64, gated=False)
 SIGLIP_SO400M = Stack(26, 1152, 4304, 16, 16, 72, gated=False)
 # pi0.5 reads the tower after its last block.

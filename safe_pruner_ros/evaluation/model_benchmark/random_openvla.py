@@ -20,12 +20,12 @@ from safe_pruner_ros.evaluation.model_benchmark.random_weights import (
 from safe_pruner_ros.policies.action_layout import absolute
 from safe_pruner_ros.policies.action_statistics import Range
 from safe_pruner_ros.policies.deployment import Deployment
-from safe_pruner_ros.policies.openvla import OpenVLAPolicy
-from safe_pruner_ros.policies.openvla_images import ImageProcessor
-from safe_pruner_ros.policies.openvla_network import NetworkSize, OpenVLANetwork
-from safe_pruner_ros.policies.openvla_oft import OFTModel, OpenVLAOFTPolicy
-from safe_pruner_ros.policies.openvla_oft_head import ActionHead, ProprioProjector
-from safe_pruner_ros.policies.openvla_vision import VISION_SIZES, TowerSize, VisionSize
+from safe_pruner_ros.policies.openvla.images import ImageProcessor
+from safe_pruner_ros.policies.openvla.network import NetworkSize, OpenVLANetwork
+from safe_pruner_ros.policies.openvla.oft_head import ActionHead, ProprioProjector
+from safe_pruner_ros.policies.openvla.oft_policy import OFTModel, OpenVLAOFTPolicy
+from safe_pruner_ros.policies.openvla.policy import OpenVLAPolicy
+from safe_pruner_ros.policies.openvla.vision import VISION_SIZES, TowerSize, VisionSize
 from safe_pruner_ros.policies.policy import Policy
 
 

@@ -20,10 +20,10 @@ from safe_pruner_ros.evaluation.model_benchmark.random_weights import (
 from safe_pruner_ros.policies.action_layout import absolute
 from safe_pruner_ros.policies.action_statistics import Range
 from safe_pruner_ros.policies.deployment import Deployment
-from safe_pruner_ros.policies.pi05 import Pi05Policy
-from safe_pruner_ros.policies.pi05_config import GemmaSize, Pi05Config, VisionSize
-from safe_pruner_ros.policies.pi05_model import Pi05
-from safe_pruner_ros.policies.pi05_statistics import Statistics
+from safe_pruner_ros.policies.pi05.config import GemmaSize, Pi05Config, VisionSize
+from safe_pruner_ros.policies.pi05.model import Pi05
+from safe_pruner_ros.policies.pi05.policy import Pi05Policy
+from safe_pruner_ros.policies.pi05.statistics import Statistics
 from safe_pruner_ros.policies.policy import Policy
 
 _PI05 = {

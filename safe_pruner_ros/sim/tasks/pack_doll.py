@@ -6,18 +6,19 @@ stays where it is left, so a hand has to push it all the way.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from safe_pruner_ros.sim.objects import COLOURS, SHAPES, Colour, SceneObject, Shape, sample_rgb
+from safe_pruner_ros.sim.objects import COLOURS, SHAPES, Colour, Shape
 from safe_pruner_ros.sim.receptacles import BOX, LID_OPEN_RAD, LID_SHUT_RAD
-from safe_pruner_ros.sim.scene import RECEPTACLE_CENTRE
 from safe_pruner_ros.sim.tasks.task import (
     STAGES,
     SceneLayout,
     Task,
     is_placed,
     placing_stage,
-    sample_places,
+    sample_layout,
 )
 from safe_pruner_ros.sim.world import WorldState
 
@@ -55,22 +56,8 @@ def sample(rng: np.random.Generator) -> SceneLayout:
         (colours[0], same),
         (colours[int(rng.integers(1, 4))], more),
     ]
-    order = rng.permutation(len(kinds))
-    objects = []
-    for slot, (x, y) in enumerate(sample_places(rng, len(kinds), X_RANGE_M)):
-        colour, shape = kinds[order[slot]]
-        radius, half_height = _size(shape, rng)
-        rgb = sample_rgb(colour, rng)
-        yaw = float(rng.uniform(-np.pi, np.pi))
-        objects.append(SceneObject(colour, shape, radius, half_height, rgb, x, y, yaw))
-    dx, dy = rng.uniform(-BOX_JITTER_M, BOX_JITTER_M, size=2)
-    return SceneLayout(
-        objects=tuple(objects),
-        receptacle_xy=(RECEPTACLE_CENTRE[0] + float(dx), RECEPTACLE_CENTRE[1] + float(dy)),
-        target_index=int(np.flatnonzero(order == 0)[0]),
-        template_index=int(rng.integers(len(TEMPLATES))),
-        lid_rad=LID_OPEN_RAD - float(rng.uniform(0.0, LID_JITTER_RAD)),
-    )
+    layout = sample_layout(rng, kinds, _size, len(TEMPLATES), BOX_JITTER_M, X_RANGE_M)
+    return replace(layout, lid_rad=LID_OPEN_RAD - float(rng.uniform(0.0, LID_JITTER_RAD)))
 
 
 def is_success(world: WorldState, target: int) -> bool:

@@ -12,19 +12,16 @@ from safe_pruner_ros.sim.objects import (
     COLOURS,
     SHAPES,
     Colour,
-    SceneObject,
     Shape,
-    sample_rgb,
     sample_size,
 )
 from safe_pruner_ros.sim.receptacles import TRAY
-from safe_pruner_ros.sim.scene import RECEPTACLE_CENTRE
 from safe_pruner_ros.sim.tasks.task import (
     SceneLayout,
     Task,
     is_placed,
     placing_stage,
-    sample_places,
+    sample_layout,
 )
 
 TEMPLATES = (
@@ -55,22 +52,7 @@ def _kinds(rng: np.random.Generator) -> list[tuple[Colour, Shape]]:
 
 def sample(rng: np.random.Generator) -> SceneLayout:
     """Draw a scene."""
-    kinds = _kinds(rng)
-    order = rng.permutation(len(kinds))
-    objects = []
-    for slot, (x, y) in enumerate(sample_places(rng, len(kinds))):
-        colour, shape = kinds[order[slot]]
-        radius, half_height = sample_size(shape, rng)
-        rgb = sample_rgb(colour, rng)
-        yaw = float(rng.uniform(-np.pi, np.pi))
-        objects.append(SceneObject(colour, shape, radius, half_height, rgb, x, y, yaw))
-    dx, dy = rng.uniform(-TRAY_JITTER_M, TRAY_JITTER_M, size=2)
-    return SceneLayout(
-        objects=tuple(objects),
-        receptacle_xy=(RECEPTACLE_CENTRE[0] + float(dx), RECEPTACLE_CENTRE[1] + float(dy)),
-        target_index=int(np.flatnonzero(order == 0)[0]),
-        template_index=int(rng.integers(len(TEMPLATES))),
-    )
+    return sample_layout(rng, _kinds(rng), sample_size, len(TEMPLATES), TRAY_JITTER_M)
 
 
 PICK_PLACE = Task('pick_place', TEMPLATES, sample, is_placed, placing_stage, TRAY)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from safe_pruner_ros.sim.objects import COLOURS, SHAPES, SceneObject, Shape
+from safe_pruner_ros.sim.objects import (
+    COLOURS,
+    SHAPES,
+    Colour,
+    SceneObject,
+    Shape,
+    sample_rgb,
+)
 from safe_pruner_ros.sim.receptacles import Receptacle
-from safe_pruner_ros.sim.scene import TABLE_TOP_M
+from safe_pruner_ros.sim.scene import RECEPTACLE_CENTRE, TABLE_TOP_M
 from safe_pruner_ros.sim.world import WorldState
 
 STAGES = ('reach', 'grasp', 'lift', 'carry', 'place', 'done')
@@ -86,6 +93,36 @@ def sample_places(
                 break
         if len(places) == count and abs(sum(np.sign(y) for _, y in places)) < count:
             return places
+
+
+def sample_layout(
+    rng: np.random.Generator,
+    kinds: Sequence[tuple[Colour, Shape]],
+    sample_size: Callable[[Shape, np.random.Generator], tuple[float, float]],
+    n_templates: int,
+    jitter_m: float,
+    x_range_m: tuple[float, float] = X_RANGE_M,
+    rolling_friction_m: float = SceneObject.rolling_friction_m,
+) -> SceneLayout:
+    """Objects of these kinds, the target first, anywhere on the table, in any order; and the
+    receptacle ``jitter_m`` around its place. ``sample_size`` gives (radius_m, half_height_m)."""
+    order = rng.permutation(len(kinds))
+    objects = []
+    for slot, (x, y) in enumerate(sample_places(rng, len(kinds), x_range_m)):
+        colour, shape = kinds[order[slot]]
+        radius, half_height = sample_size(shape, rng)
+        rgb = sample_rgb(colour, rng)
+        yaw = float(rng.uniform(-np.pi, np.pi))
+        objects.append(
+            SceneObject(colour, shape, radius, half_height, rgb, x, y, yaw, rolling_friction_m)
+        )
+    dx, dy = rng.uniform(-jitter_m, jitter_m, size=2)
+    return SceneLayout(
+        objects=tuple(objects),
+        receptacle_xy=(RECEPTACLE_CENTRE[0] + float(dx), RECEPTACLE_CENTRE[1] + float(dy)),
+        target_index=int(np.flatnonzero(order == 0)[0]),
+        template_index=int(rng.integers(n_templates)),
+    )
 
 
 def contains(world: WorldState, index: int) -> bool:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from safe_pruner_ros.sim.objects import COLOURS, Colour, SceneObject, Shape, sample_rgb
+from safe_pruner_ros.sim.objects import COLOURS, Colour, Shape
 from safe_pruner_ros.sim.receptacles import HOOP
-from safe_pruner_ros.sim.scene import RECEPTACLE_CENTRE
 from safe_pruner_ros.sim.tasks.task import (
     SceneLayout,
     Task,
     is_placed,
     placing_stage,
-    sample_places,
+    sample_layout,
 )
 
 TEMPLATES = (
@@ -45,22 +44,8 @@ def sample(rng: np.random.Generator) -> SceneLayout:
     other: Shape = 'block' if rng.random() < 0.5 else 'cylinder'
     kinds: list[tuple[Colour, Shape]] = [(colour, 'ball') for colour in colours[:3]]
     kinds.append((colours[0], other))
-    order = rng.permutation(len(kinds))
-    objects = []
-    for slot, (x, y) in enumerate(sample_places(rng, len(kinds))):
-        colour, shape = kinds[order[slot]]
-        radius, half_height = _size(shape, rng)
-        rgb = sample_rgb(colour, rng)
-        yaw = float(rng.uniform(-np.pi, np.pi))
-        objects.append(
-            SceneObject(colour, shape, radius, half_height, rgb, x, y, yaw, ROLLING_FRICTION_M)
-        )
-    dx, dy = rng.uniform(-HOOP_JITTER_M, HOOP_JITTER_M, size=2)
-    return SceneLayout(
-        objects=tuple(objects),
-        receptacle_xy=(RECEPTACLE_CENTRE[0] + float(dx), RECEPTACLE_CENTRE[1] + float(dy)),
-        target_index=int(np.flatnonzero(order == 0)[0]),
-        template_index=int(rng.integers(len(TEMPLATES))),
+    return sample_layout(
+        rng, kinds, _size, len(TEMPLATES), HOOP_JITTER_M, rolling_friction_m=ROLLING_FRICTION_M
     )
 
 

@@ -23,9 +23,9 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel
 
-from safe_pruner_ros.policies.cogact_checkpoint import BASE_VLMS
-from safe_pruner_ros.policies.cogact_dit import DIT_SIZES, DiTSize
-from safe_pruner_ros.policies.openvla_network import NetworkSize
+from safe_pruner_ros.policies.cogact.checkpoint import BASE_VLMS
+from safe_pruner_ros.policies.cogact.dit import DIT_SIZES, DiTSize
+from safe_pruner_ros.policies.openvla.network import NetworkSize
 
 POLICY_FILES = Path(__file__).parents[3] / 'config' / 'policies'
 GOLDEN = Path(__file__).parents[1] / 'golden_cogact'

@@ -14,15 +14,15 @@ from safe_pruner_ros.core.catalog import METHODS, accepted_settings, build_prune
 from safe_pruner_ros.core.tokens import ViewGrid
 from safe_pruner_ros.policies.action_layout import ActionDimension, ActionLayout, absolute
 from safe_pruner_ros.policies.action_statistics import Range
-from safe_pruner_ros.policies.cogact import (
+from safe_pruner_ros.policies.cogact.diffusion import DDIMSampler, DiffusionSettings, signal_shares
+from safe_pruner_ros.policies.cogact.files import MEAN, STD
+from safe_pruner_ros.policies.cogact.policy import (
     CogACTPolicy,
-    build,
+    backend,
     cogact_layout,
     read_cognition,
     to_physical,
 )
-from safe_pruner_ros.policies.cogact_diffusion import DDIMSampler, DiffusionSettings, signal_shares
-from safe_pruner_ros.policies.cogact_files import MEAN, STD
 from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.policy import InstructionError, PolicyOutputError
 from safe_pruner_ros.policies.pruned_decoder import run_pruned
@@ -50,7 +50,7 @@ def policy(
         diffusion=QUICK,
     )
     deployment = replace(deployment, **changes)
-    return build(checkpoint or tiny.run, deployment, method, settings or {}, **tiny.sizes)
+    return backend.build(checkpoint or tiny.run, deployment, method, settings or {}, **tiny.sizes)
 
 
 def observation(
@@ -189,9 +189,12 @@ def test_run_pruned_is_told_that_the_mask_is_causal(
         told.update(kwargs)
         return run_pruned(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr('safe_pruner_ros.policies.cogact.run_pruned', spy)
-    policy(cogact_tiny).predict(observation())
+    monkeypatch.setattr('safe_pruner_ros.policies.openvla.network.run_pruned', spy)
+    seen = observation()
+    policy(cogact_tiny).predict(seen)
     assert told['causal'] is True and told['observe'] is False
+    first = told['patches'][0].reshape(14, 14, 3)
+    np.testing.assert_array_equal(first, seen.images['head'].rgb[:14, :14])
 
 
 # -- noise, episodes, ensemble --------------------------------------------------------------------

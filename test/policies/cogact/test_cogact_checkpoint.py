@@ -13,16 +13,16 @@ import torch
 
 from safe_pruner_ros.policies.action_layout import absolute
 from safe_pruner_ros.policies.catalog import build_policy
-from safe_pruner_ros.policies.cogact import CogACTPolicy, build, open_files
-from safe_pruner_ros.policies.cogact_checkpoint import BASE_VLMS, find_files
-from safe_pruner_ros.policies.cogact_diffusion import (
+from safe_pruner_ros.policies.cogact.checkpoint import BASE_VLMS, find_files
+from safe_pruner_ros.policies.cogact.diffusion import (
     DDIMSampler,
     DiffusionSettings,
     ddim_timesteps,
 )
-from safe_pruner_ros.policies.cogact_dit import DIT_SIZES, DiT
+from safe_pruner_ros.policies.cogact.dit import DIT_SIZES, DiT
+from safe_pruner_ros.policies.cogact.policy import CogACTPolicy, backend
 from safe_pruner_ros.policies.deployment import Deployment, read_deployment
-from safe_pruner_ros.policies.openvla_network import OpenVLANetwork
+from safe_pruner_ros.policies.openvla.network import OpenVLANetwork
 
 WEIGHTS = 'checkpoints/step-000010-epoch-00-loss=0.1.pt'
 VALUES = {
@@ -38,7 +38,7 @@ def load(tiny: SimpleNamespace, checkpoint: Path) -> CogACTPolicy:
     deployment = Deployment(
         ('head',), absolute('abcdefg'), tiny.statistics_key, 0.2, dtype='float32'
     )
-    return build(checkpoint, deployment, 'unpruned', {}, **tiny.sizes)
+    return backend.build(checkpoint, deployment, 'unpruned', {}, **tiny.sizes)
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_statistics_of_another_size_are_refused(cogact_tiny: SimpleNamespace, ru
     (run / 'dataset_statistics.json').write_text(json.dumps(statistics))
     deployment = Deployment(('head',), absolute('abcdefgh'), 'fractal20220817_data', 0.2)
     with pytest.raises(ValueError, match='gives 7 numbers, the action statistics .* have 8'):
-        build(run, deployment, 'unpruned', {}, **cogact_tiny.sizes)
+        backend.build(run, deployment, 'unpruned', {}, **cogact_tiny.sizes)
 
 
 def test_a_gpu_that_is_too_small_is_refused_before_loading(
@@ -281,11 +281,11 @@ def test_a_gpu_that_is_too_small_is_refused_before_loading(
     monkeypatch.setattr('safe_pruner_ros.policies.device.free_bytes', lambda device: 0.5e9)
     deployment = read_deployment(VALUES)
     with pytest.raises(ValueError, match=r'needs 0.51 GB on cuda as float32, 0.50 GB are free'):
-        build(cogact_tiny.run, deployment, 'unpruned', {}, 'cuda', **cogact_tiny.sizes)
+        backend.build(cogact_tiny.run, deployment, 'unpruned', {}, 'cuda', **cogact_tiny.sizes)
 
 
 def test_the_checks_say_what_was_found(cogact_tiny: SimpleNamespace) -> None:
-    files = open_files(cogact_tiny.run, read_deployment(VALUES), 'cpu', **cogact_tiny.sizes)
+    files = backend.files(cogact_tiny.run, read_deployment(VALUES), 'cpu', **cogact_tiny.sizes)
     found = {check.subject: check.run() for check in files.checks()}
     assert '16 of 16 actions every 3.2 s' in found['deployment']
     assert found['actions'].startswith('7 values') and '16 tokens a view' in found['config']

@@ -20,13 +20,13 @@ import torch
 from safe_pruner_ros.core.catalog import build_pruner
 from safe_pruner_ros.core.tokens import ViewGrid
 from safe_pruner_ros.policies.action_statistics import Range
-from safe_pruner_ros.policies.cogact import cogact_layout, read_cognition, to_physical
-from safe_pruner_ros.policies.cogact_checkpoint import CogACTModel, CogACTWeights
-from safe_pruner_ros.policies.cogact_diffusion import DDIMSampler, signal_shares
-from safe_pruner_ros.policies.cogact_ensemble import AdaptiveEnsemble
-from safe_pruner_ros.policies.cogact_files import MEAN, STD
-from safe_pruner_ros.policies.openvla_images import ImageProcessor
-from safe_pruner_ros.policies.openvla_prompt import EOS, read_prompt_encoder
+from safe_pruner_ros.policies.cogact.checkpoint import CogACTModel, CogACTWeights
+from safe_pruner_ros.policies.cogact.diffusion import DDIMSampler, signal_shares
+from safe_pruner_ros.policies.cogact.ensemble import AdaptiveEnsemble
+from safe_pruner_ros.policies.cogact.files import MEAN, STD
+from safe_pruner_ros.policies.cogact.policy import cogact_layout, read_cognition, to_physical
+from safe_pruner_ros.policies.openvla.images import ImageProcessor
+from safe_pruner_ros.policies.openvla.prompt import EOS, read_prompt_encoder
 
 INSTRUCTION = 'Pick up the red block'
 TOLERANCE = 1e-5

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import nn
 
-from safe_pruner_ros.policies.openvla_keys import rename_openvla
-from safe_pruner_ros.policies.openvla_network import OpenVLANetwork, read_size
-from safe_pruner_ros.policies.pi05_checkpoint import _renamed
-from safe_pruner_ros.policies.pi05_config import Pi05Config
-from safe_pruner_ros.policies.pi05_model import Pi05
+from safe_pruner_ros.policies.openvla.keys import rename_openvla
+from safe_pruner_ros.policies.openvla.network import OpenVLANetwork, read_size
+from safe_pruner_ros.policies.pi05.checkpoint import _renamed
+from safe_pruner_ros.policies.pi05.config import Pi05Config
+from safe_pruner_ros.policies.pi05.model import Pi05
 
 
 def official(golden: SimpleNamespace, name: str) -> dict[str, torch.Tensor]:

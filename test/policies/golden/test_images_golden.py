@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from safe_pruner_ros.policies.openvla_images import (
+from safe_pruner_ros.policies.openvla.images import (
     centre_crop,
     jpeg_round_trip,
     resize_lanczos3,
 )
-from safe_pruner_ros.policies.pi05_images import resize_with_pad, to_pixels
+from safe_pruner_ros.policies.pi05.images import resize_with_pad, to_pixels
 
 PICTURES = {'libero': (256, 256), 'aloha': (480, 640)}
 

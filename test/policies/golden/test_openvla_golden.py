@@ -28,16 +28,16 @@ from safe_pruner_ros.core.tokens import ViewGrid
 from safe_pruner_ros.policies.action_layout import absolute
 from safe_pruner_ros.policies.action_statistics import read_range
 from safe_pruner_ros.policies.deployment import Deployment
-from safe_pruner_ros.policies.openvla import build as build_openvla
-from safe_pruner_ros.policies.openvla import decode_actions, openvla_layout
-from safe_pruner_ros.policies.openvla_network import OpenVLANetwork
-from safe_pruner_ros.policies.openvla_oft import (
+from safe_pruner_ros.policies.openvla.network import OpenVLANetwork
+from safe_pruner_ros.policies.openvla.oft_policy import (
     OFTModel,
     load_oft_model,
     oft_layout,
 )
-from safe_pruner_ros.policies.openvla_oft import build as build_oft
-from safe_pruner_ros.policies.openvla_vision import TowerSize, VisionSize
+from safe_pruner_ros.policies.openvla.oft_policy import backend as oft_backend
+from safe_pruner_ros.policies.openvla.policy import backend as openvla_backend
+from safe_pruner_ros.policies.openvla.policy import decode_actions, openvla_layout
+from safe_pruner_ros.policies.openvla.vision import TowerSize, VisionSize
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
 SIZES = {
@@ -120,7 +120,9 @@ def prompt_ids(folder: Path) -> torch.Tensor:
 @pytest.fixture(scope='module')
 def openvla(checkpoints: Path) -> object:
     deployment = Deployment(('head',), absolute('abcdefg'), 'seeded', 0.2, dtype='float32')
-    return build_openvla(checkpoints / 'openvla', deployment, 'unpruned', {}, vision_sizes=SIZES)
+    return openvla_backend.build(
+        checkpoints / 'openvla', deployment, 'unpruned', {}, vision_sizes=SIZES
+    )
 
 
 def observed(images: dict[str, np.ndarray], joints: np.ndarray) -> Observation:
@@ -141,7 +143,7 @@ def test_openvla_stage_by_stage(
 ) -> None:
     numbers, network = golden.Numbers('openvla'), openvla.network
     rgb = golden.picture(name, *PICTURES[name])
-    pixels = openvla._pixels(observed({'head': rgb}, np.zeros(7)))
+    pixels = openvla._pixels(openvla._pictures(observed({'head': rgb}, np.zeros(7))))
     assert numbers.difference(f'{name}/pixels', pixels) < 1e-12
     features = tower_features(network, pixels)
     assert numbers.difference(f'{name}/vision', features) < TOLERANCE
@@ -269,7 +271,9 @@ def test_oft_from_pictures_to_actions(golden: SimpleNamespace, checkpoints: Path
         chunk_size=oft['chunk'],
         proprioception=joints,
     )
-    policy = build_oft(checkpoints / 'aloha', deployment, 'unpruned', {}, vision_sizes=SIZES)
+    policy = oft_backend.build(
+        checkpoints / 'aloha', deployment, 'unpruned', {}, vision_sizes=SIZES
+    )
     chunk = policy.predict(observed(pictures, np.array(oft['state']))).chunk
     numbers = golden.Numbers('openvla_oft')
     assert numbers.difference('aloha/3/proprio/actions', chunk.positions) < TOLERANCE

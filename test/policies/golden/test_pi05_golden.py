@@ -30,11 +30,11 @@ from transformers import DynamicCache
 from safe_pruner_ros.core.catalog import build_pruner
 from safe_pruner_ros.policies.action_layout import absolute
 from safe_pruner_ros.policies.deployment import Deployment
-from safe_pruner_ros.policies.pi05 import build
-from safe_pruner_ros.policies.pi05_checkpoint import load_model
-from safe_pruner_ros.policies.pi05_config import GemmaSize, Pi05Config, VisionSize
-from safe_pruner_ros.policies.pi05_expert import KeyValue, euler_times, time_embedding
-from safe_pruner_ros.policies.pi05_model import Pi05, cached_keys_values
+from safe_pruner_ros.policies.pi05.checkpoint import load_model
+from safe_pruner_ros.policies.pi05.config import GemmaSize, Pi05Config, VisionSize
+from safe_pruner_ros.policies.pi05.expert import KeyValue, euler_times, time_embedding
+from safe_pruner_ros.policies.pi05.model import Pi05, cached_keys_values
+from safe_pruner_ros.policies.pi05.policy import backend
 from safe_pruner_ros.policies.pruned_decoder import run_pruned
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
@@ -200,7 +200,7 @@ def test_from_pictures_to_actions(
     deployment = Deployment(
         ('head', 'wrist'), absolute(joints), '', 0.05, dtype='float32', prompt='state'
     )
-    policy = build(folders[layout], deployment, 'unpruned', {}, base=CONFIG)
+    policy = backend.build(folders[layout], deployment, 'unpruned', {}, base=CONFIG)
     prompt = (golden.uniform('pi05 prompt 21', (21,)) + 1) / 2 * 512
     monkeypatch.setattr(policy, '_prompt', FixedPrompt(prompt.astype(np.int64)))
     monkeypatch.setattr(policy, '_noise_of', lambda step: noise_of(golden))

@@ -22,9 +22,9 @@ from tokenizers.models import BPE
 
 from safe_pruner_ros.policies.action_layout import ActionDimension, ActionLayout
 from safe_pruner_ros.policies.action_statistics import read_range
-from safe_pruner_ros.policies.openvla_prompt import read_prompt_encoder
-from safe_pruner_ros.policies.pi05_prompt import PromptEncoder
-from safe_pruner_ros.policies.pi05_statistics import OPENPI_EPSILON
+from safe_pruner_ros.policies.openvla.prompt import read_prompt_encoder
+from safe_pruner_ros.policies.pi05.prompt import PromptEncoder
+from safe_pruner_ros.policies.pi05.statistics import OPENPI_EPSILON
 
 CHARACTERS = ['<pad>', '<eos>', '<bos>', '\n', *map(chr, range(32, 127))]
 

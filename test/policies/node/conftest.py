@@ -23,10 +23,10 @@ from tokenizers.models import BPE
 os.environ['ROS_DOMAIN_ID'] = str(10 + os.getpid() % 90)
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 
-from safe_pruner_ros.policies.openvla_oft_head import ActionHead, ProprioProjector
-from safe_pruner_ros.policies.openvla_vision import VISION_SIZES
-from safe_pruner_ros.policies.pi05_config import GemmaSize, Pi05Config, VisionSize
-from safe_pruner_ros.policies.pi05_model import Pi05
+from safe_pruner_ros.policies.openvla.oft_head import ActionHead, ProprioProjector
+from safe_pruner_ros.policies.openvla.vision import VISION_SIZES
+from safe_pruner_ros.policies.pi05.config import GemmaSize, Pi05Config, VisionSize
+from safe_pruner_ros.policies.pi05.model import Pi05
 from safe_pruner_ros.runtime.config_yaml import load_config
 
 ROOT = Path(__file__).parents[3]
@@ -121,7 +121,7 @@ def tiny_oft(
 
 @pytest.fixture
 def tiny_pi05(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyPolicy:
-    monkeypatch.setattr('safe_pruner_ros.policies.pi05_checkpoint.PUBLISHED', PI05)
+    monkeypatch.setattr('safe_pruner_ros.policies.pi05.checkpoint.PUBLISHED', PI05)
     torch.manual_seed(1)
     folder = tmp_path / 'pi05'
     folder.mkdir()

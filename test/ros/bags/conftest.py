@@ -208,8 +208,8 @@ def sim_config() -> Any:
 @pytest.fixture
 def source_of(sim_config: Any) -> Callable[..., Any]:
     """Path -> list of observations, and the BagSource itself."""
-    from safe_pruner_ros.ros.bag_reader import Bag
-    from safe_pruner_ros.ros.bag_source import BagSource
+    from safe_pruner_ros.ros.bags.reader import Bag
+    from safe_pruner_ros.ros.bags.source import BagSource
 
     def read(path: Path, robot: Any = None, buffer: Any = None, **more: Any) -> Any:
         with Bag(path) as bag:

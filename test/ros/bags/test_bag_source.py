@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from safe_pruner_ros.policies.policy import PolicyOutput, PolicySpec, PruningTrace, ViewSpec
-from safe_pruner_ros.ros.bag_mapping import apply_map, parse_map
-from safe_pruner_ros.ros.bag_reader import Bag, BagError
+from safe_pruner_ros.ros.bags.mapping import apply_map, parse_map
+from safe_pruner_ros.ros.bags.reader import Bag, BagError
 from safe_pruner_ros.ros.conversions import image_to_camera_image, stamp_to_ns
 from safe_pruner_ros.runtime.control_loop import ControlLoop
 from safe_pruner_ros.types import ActionChunk
@@ -289,7 +289,7 @@ def test_public_recordings_are_refused_by_name(name, topic, message, sim_config)
         with pytest.raises(InputError, match=message):
             image_to_camera_image(first.data, 'head')
         mapped = apply_map(sim_config.robot, parse_map([f'head={topic}']), bag)
-        from safe_pruner_ros.ros.bag_source import BagSource
+        from safe_pruner_ros.ros.bags.source import BagSource
 
         with pytest.raises(BagError, match="camera 'left_wrist' needs"):
             BagSource(bag, mapped, sim_config.runtime.buffer, 0.4, 'lift it')

@@ -17,7 +17,7 @@ import pytest
 
 from safe_pruner_ros import cli
 from safe_pruner_ros.policies.policy import PolicyOutput, PolicySpec, PruningTrace, ViewSpec
-from safe_pruner_ros.ros.bag_reader import Bag
+from safe_pruner_ros.ros.bags.reader import Bag
 from safe_pruner_ros.ros.conversions import InputError, image_to_camera_image, stamp_to_ns
 from safe_pruner_ros.runtime.codes import Code
 from safe_pruner_ros.runtime.control_loop import ControlLoop

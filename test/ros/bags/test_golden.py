@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import pytest
 
-from safe_pruner_ros.evaluation.replay import Lane, replay
+from safe_pruner_ros.evaluation.replay.replay import Lane, replay
 from safe_pruner_ros.policies.embedded import EmbeddedPolicy, load_weights
 
 DATA = Path(__file__).parents[4] / 'shared' / 'data' / 'g1_dual_arm'  # beside the checkout

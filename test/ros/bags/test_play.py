@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from safe_pruner_ros.policies.embedded import EmbeddedPolicy, load_weights
-from safe_pruner_ros.ros.bag_reader import Bag, BagError
+from safe_pruner_ros.ros.bags.reader import Bag, BagError
 
 pytestmark = pytest.mark.ros
 
@@ -144,8 +144,8 @@ def play_in_lockstep(bag: Bag, live: Live, robot: Any, loops: int = 1) -> None:
     """The real player over DDS; each message waits until the node has dealt with the last."""
     from rclpy.executors import SingleThreadedExecutor
 
-    from safe_pruner_ros.ros.play import choose_clock
-    from safe_pruner_ros.ros.player import Player, plan_routes, wait_for_listeners
+    from safe_pruner_ros.ros.bags.play import choose_clock
+    from safe_pruner_ros.ros.bags.player import Player, plan_routes, wait_for_listeners
 
     class Lockstep(Player):
         def send_clock(self, now_ns: int) -> None:
@@ -266,7 +266,7 @@ def test_a_loop_is_a_clock_that_jumps_back(tmp_path, episode, kit, live, sim_con
 
 
 def test_commands_are_never_played(recording, sim_config, tmp_path, episode, kit) -> None:
-    from safe_pruner_ros.ros.player import plan_routes
+    from safe_pruner_ros.ros.bags.player import plan_routes
 
     robot = sim_config.robot
     with Bag(recording) as bag:
@@ -290,7 +290,7 @@ def test_commands_are_never_played(recording, sim_config, tmp_path, episode, kit
 
 
 def test_the_play_clock() -> None:
-    from safe_pruner_ros.ros.player import PlayClock
+    from safe_pruner_ros.ros.bags.player import PlayClock
 
     wall = [0]
     clock = PlayClock(10.0, lambda: wall[0])
@@ -309,7 +309,7 @@ def test_ros2_bag_play_where_it_is_installed(recording, sim_config, monkeypatch,
     """The same topics and clock; what it cannot do is left to our own player."""
     from safe_pruner_ros.cli import build_parser
     from safe_pruner_ros.ros import play
-    from safe_pruner_ros.ros.player import plan_routes
+    from safe_pruner_ros.ros.bags.player import plan_routes
 
     monkeypatch.setattr(play, 'has_ros2_bag', lambda: True)
 

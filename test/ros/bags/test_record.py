@@ -17,11 +17,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from safe_pruner_ros import cli
-from safe_pruner_ros.ros.bag_reader import Bag, BagError
-from safe_pruner_ros.ros.bag_repair import RepairError, is_unfinished, repair
-from safe_pruner_ros.ros.bag_writer import BagWriter, WriterThread
-from safe_pruner_ros.ros.message_definitions import MessageDefinitions, UnknownMessage
-from safe_pruner_ros.ros.recorder import wanted_topics
+from safe_pruner_ros.ros.bags.message_definitions import MessageDefinitions, UnknownMessage
+from safe_pruner_ros.ros.bags.reader import Bag, BagError
+from safe_pruner_ros.ros.bags.recorder import wanted_topics
+from safe_pruner_ros.ros.bags.repair import RepairError, is_unfinished, repair
+from safe_pruner_ros.ros.bags.writer import BagWriter, WriterThread
 
 OURS = ('ActionChunk', 'KeyframeEvent', 'PruningStatus', 'SaliencyMap')
 COMMAND = 'from safe_pruner_ros.cli import run; run()'
@@ -224,7 +224,7 @@ def test_a_recording_that_begins_with_the_policy(speaker) -> None:
     """What came before is left out, but for the instruction."""
     from rclpy.executors import SingleThreadedExecutor
 
-    from safe_pruner_ros.ros.recorder import Recorder
+    from safe_pruner_ros.ros.bags.recorder import Recorder
 
     got: list[str] = []
     recorder = Recorder(

@@ -1,0 +1,126 @@
+"""A pi0.5 checkpoint folder, read piece by piece; what does not fit shows before any weight is
+moved. Each piece raises FileNotFoundError or ValueError with the next move."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck, FloatArray
+from safe_pruner_ros.policies.deployment import Deployment
+from safe_pruner_ros.policies.device import (
+    check_memory,
+    choose_device,
+    choose_dtype,
+    needed_bytes,
+)
+from safe_pruner_ros.policies.pi05.checkpoint import (
+    check_files,
+    has_relative_actions,
+    image_names,
+    read_config,
+)
+from safe_pruner_ros.policies.pi05.config import Pi05Config
+from safe_pruner_ros.policies.pi05.model import Pi05
+from safe_pruner_ros.policies.pi05.prompt import PromptEncoder, load_tokenizer, prompt_form
+from safe_pruner_ros.policies.pi05.statistics import Statistics, load_statistics
+
+POLICY = 'pi05'
+READS = ('prompt', 'prompt_state_dim', 'max_prompt_tokens')
+# Images in the order of the training (openpi `models/model.py`).
+SLOTS = ('base', 'left wrist', 'right wrist')
+
+
+class Pi05Files:
+    def __init__(
+        self,
+        folder: Path,
+        deployment: Deployment,
+        device: str = 'cpu',
+        base: Pi05Config | None = None,
+    ) -> None:
+        """``base``: sizes that config.json does not name. Raises ValueError for a device that is
+        not there."""
+        self.folder, self.deployment, self.base = folder, deployment, base
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(deployment.dtype, self.device)
+
+    @cached_property
+    def config(self) -> Pi05Config:
+        return read_config(self.folder, self.base)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Of the joints that the robot has."""
+        found = load_statistics(self.folder, self.deployment.statistics_key)
+        joints, limit = self.deployment.actions.joint_names, self.config.action_dim
+        if len(joints) > limit:
+            raise ValueError(
+                f'the checkpoint acts in at most {limit} dimensions, the robot configuration '
+                f'drives {len(joints)} joints {list(joints)}'
+            )
+        return found.for_joints(len(joints), limit)
+
+    @cached_property
+    def prompt(self) -> PromptEncoder:
+        form = prompt_form(self.deployment.prompt)
+        return PromptEncoder(load_tokenizer(self.folder), form, self.deployment.max_prompt_tokens)
+
+    @cached_property
+    def model(self) -> Pi05:
+        """On the meta device, names and shapes checked against the file."""
+        return check_files(self.folder, self.base)
+
+    def check_memory(self) -> str:
+        needed = needed_bytes([self.model], self.device, self.dtype)
+        return check_memory(needed, self.device, self.dtype, str(self.folder))
+
+    def check_deployment(self) -> str:
+        deployment = self.deployment
+        deployment.check_read(POLICY, READS)
+        trained = image_names(self.folder)
+        deployment.check_views(POLICY, 1, min(len(SLOTS), len(trained) or len(SLOTS)))
+        horizon = deployment.horizon(self.config.action_horizon)
+        semantics = {dimension.semantics for dimension in deployment.actions.dimensions}
+        if has_relative_actions(self.folder) and 'delta_from_state' not in semantics:
+            raise ValueError(
+                f'{self.folder / "config.json"} has use_relative_actions, the configuration takes '
+                f'no action as a difference from the state ({sorted(semantics)}); give the joints '
+                "that are not in its relative_exclude_joints the semantics 'delta_from_state'"
+            )
+        return (
+            f'views {list(deployment.views)} for {trained or list(SLOTS)} of the training, '
+            f'{horizon} of {self.config.action_horizon} actions every '
+            f'{horizon * deployment.period_s:g} s'
+        )
+
+    def checks(self) -> tuple[CheckpointCheck, ...]:
+        return (
+            CheckpointCheck('config', self._describe_config),
+            CheckpointCheck('deployment', self.check_deployment),
+            CheckpointCheck('statistics', self._describe_statistics),
+            CheckpointCheck('tokenizer', self._describe_prompt),
+            CheckpointCheck('weights', self._describe_weights),
+            CheckpointCheck('memory', self.check_memory),
+        )
+
+    def action_span(self) -> tuple[FloatArray, FloatArray]:
+        return self.statistics.action.low, self.statistics.action.high
+
+    def _describe_config(self) -> str:
+        config = self.config
+        return (
+            f'pi0.5, {config.prefix.depth} prefix layers of width {config.prefix.width}, '
+            f'{config.vision.grid**2} tokens a view'
+        )
+
+    def _describe_statistics(self) -> str:
+        joints = list(self.deployment.actions.joint_names)
+        return f'{len(self.statistics.action)} values for {joints}'
+
+    def _describe_prompt(self) -> str:
+        return f'prompt form {self.prompt.form!r}'
+
+    def _describe_weights(self) -> str:
+        n_weights = sum(weight.numel() for weight in self.model.parameters())
+        return f'{n_weights / 1e9:.3f} B, names and shapes as config.json says'

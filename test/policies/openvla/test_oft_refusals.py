@@ -1,0 +1,201 @@
+"""What OpenVLA-OFT refuses, before anything moves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers.openvla_oft import (
+    HEAD,
+    PROPRIO,
+    observation,
+    policy,
+)
+from safetensors.torch import load_file, save_file
+
+from safe_pruner_ros.policies.action_layout import absolute
+from safe_pruner_ros.policies.policy import InstructionError, PolicyOutputError
+from safe_pruner_ros.types import ArmState
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(openvla_tiny: SimpleNamespace, tmp_path: Path) -> Path:
+    copy = tmp_path / 'checkpoint'
+    shutil.copytree(openvla_tiny.oft, copy)
+    return copy
+
+
+def shard_with(folder: Path, key: str) -> Path:
+    index = json.loads((folder / 'model.safetensors.index.json').read_text())
+    return folder / index['weight_map'][key]
+
+
+@pytest.mark.parametrize('key', ['projector.fc2.bias', 'language_model.model.norm.weight'])
+def test_missing_and_unexpected_weights_are_named(
+    openvla_tiny: SimpleNamespace, folder: Path, key: str
+) -> None:
+    shard = shard_with(folder, key)
+    state = load_file(shard)
+    state['vision_backbone.film.weight'] = state.pop(key)
+    save_file(state, shard)
+    with pytest.raises(ValueError, match=rf"missing \['{key}'\].*\['vision_backbone.film.weight"):
+        policy(openvla_tiny, folder=folder)
+    index_path = folder / 'model.safetensors.index.json'
+    index = json.loads(index_path.read_text())
+    index['weight_map']['vision_backbone.film.weight'] = index['weight_map'].pop(key)
+    index_path.write_text(json.dumps(index))
+    ours = {'projector.fc2.bias': 'vision.projector.fc2.bias'}.get(key, 'decoder.norm.weight')
+    with pytest.raises(ValueError, match=rf"missing \['{ours}'\], unexpected .*film.weight"):
+        policy(openvla_tiny, folder=folder)
+
+
+def test_a_missing_or_truncated_shard_is_named(
+    openvla_tiny: SimpleNamespace, folder: Path
+) -> None:
+    shard = folder / 'model-00002-of-00003.safetensors'
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ValueError, match='00002-of-00003.safetensors is not a readable'):
+        policy(openvla_tiny, folder=folder)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=r"misses the shards \['model-00002"):
+        policy(openvla_tiny, folder=folder)
+
+
+def test_an_index_cannot_lead_out_of_its_folder(
+    openvla_tiny: SimpleNamespace, folder: Path
+) -> None:
+    index_path = folder / 'model.safetensors.index.json'
+    index = json.loads(index_path.read_text())
+    index['weight_map']['projector.fc1.bias'] = '../other.safetensors'
+    index_path.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match='outside its folder'):
+        policy(openvla_tiny, folder=folder)
+
+
+def test_a_wrong_shape_is_named(openvla_tiny: SimpleNamespace, folder: Path) -> None:
+    state = torch.load(folder / HEAD, weights_only=True)
+    state['module.model.fc1.weight'] = torch.zeros(32, 3)
+    torch.save(state, folder / HEAD)
+    with pytest.raises(ValueError, match=r'model.fc1.weight is \[32, 3\], expected \[32, 224\]'):
+        policy(openvla_tiny, folder=folder)
+
+
+@pytest.mark.parametrize('name', [HEAD, PROPRIO])
+def test_a_pickle_with_a_payload_is_refused_and_never_run(
+    openvla_tiny: SimpleNamespace, folder: Path, name: str
+) -> None:
+    canary = folder / 'canary'
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return (Path.touch, (canary,))
+
+    state = torch.load(folder / name, weights_only=True)
+    torch.save({**state, 'payload': Payload()}, folder / name)
+    with pytest.raises(ValueError, match='more than tensors'):
+        policy(openvla_tiny, folder=folder)
+    assert not canary.exists()
+
+
+def test_a_truncated_head_is_refused(openvla_tiny: SimpleNamespace, folder: Path) -> None:
+    for keep in (0, 10, 3000):
+        data = (openvla_tiny.oft / HEAD).read_bytes()
+        (folder / HEAD).write_bytes(data[:keep])
+        with pytest.raises(ValueError, match=HEAD):
+            policy(openvla_tiny, folder=folder)
+
+
+def test_missing_files_are_named_with_the_next_move(
+    openvla_tiny: SimpleNamespace, folder: Path
+) -> None:
+    for name, complaint in [
+        ('tokenizer.json', 'tokenizer.json; take it from'),
+        (HEAD, 'action_head--<step>_checkpoint.pt'),
+        ('preprocessor_config.json', 'no preprocessor_config.json'),
+        ('config.json', 'no config.json'),
+    ]:
+        saved = (folder / name).read_bytes()
+        (folder / name).unlink()
+        with pytest.raises(FileNotFoundError, match=complaint):
+            policy(openvla_tiny, folder=folder)
+        (folder / name).write_bytes(saved)
+
+
+def test_two_heads_and_foreign_variants_are_refused(
+    openvla_tiny: SimpleNamespace, folder: Path
+) -> None:
+    second = folder / 'action_head--50000_checkpoint.pt'
+    shutil.copy(folder / HEAD, second)
+    with pytest.raises(ValueError, match='several action_head files'):
+        policy(openvla_tiny, folder=folder)
+    second.rename(folder / 'vision_backbone--50000_checkpoint.pt')
+    with pytest.raises(ValueError, match='FiLM'):
+        policy(openvla_tiny, folder=folder)
+
+
+def test_missing_statistics_key_lists_those_there(openvla_tiny: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match=r"'bridge'; choose from \['libero_spatial_no_noops'\]"):
+        policy(openvla_tiny, statistics_key='bridge')
+
+
+def test_a_foreign_config_is_refused(openvla_tiny: SimpleNamespace, folder: Path) -> None:
+    config = json.loads((folder / 'config.json').read_text())
+    for change, complaint in [
+        ({'model_type': 'llava'}, "model_type is 'llava'"),
+        ({'vision_backbone_id': 'clip'}, r"'clip'; supported: \['tiny'\]"),
+    ]:
+        (folder / 'config.json').write_text(json.dumps({**config, **change}))
+        with pytest.raises(ValueError, match=complaint):
+            policy(openvla_tiny, folder=folder)
+
+
+def test_a_robot_of_another_size_is_refused_with_both_sides_named(
+    openvla_tiny: SimpleNamespace,
+) -> None:
+    with pytest.raises(ValueError, match=r"7 dimensions.* drives 3 joints \['a', 'b', 'c'\]"):
+        policy(openvla_tiny, actions=absolute('abc'), proprioception=())
+    with pytest.raises(ValueError, match='reads 7 numbers of proprioception.*names 2 joints'):
+        policy(openvla_tiny, proprioception=('a', 'b'))
+    with pytest.raises(ValueError, match='reads 1 to 3 images'):
+        policy(openvla_tiny, views=('a', 'b', 'c', 'd'))
+
+
+def test_proprioception_is_optional_but_never_ignored(
+    openvla_tiny: SimpleNamespace, folder: Path
+) -> None:
+    (folder / PROPRIO).unlink()
+    with pytest.raises(ValueError, match='no proprioception projector'):
+        policy(openvla_tiny, folder=folder)
+    without = policy(openvla_tiny, folder=folder, proprioception=())
+    assert np.isfinite(without.predict(observation()).chunk.positions).all()
+
+
+def test_bad_observations_are_refused(openvla_tiny: SimpleNamespace) -> None:
+    tested, seen = policy(openvla_tiny), observation()
+    with pytest.raises(InstructionError, match='empty'):
+        tested.check_instruction(' \n')
+    with pytest.raises(InstructionError, match='say it shorter'):
+        tested.predict(replace(seen, instruction='pick ' * 500))
+    with pytest.raises(ValueError, match=r"misses \['wrist'\]"):
+        tested.predict(observation(views=('head',)))
+    with pytest.raises(ValueError, match='reads 7 joints'):
+        tested.predict(replace(seen, state=ArmState(np.zeros(3), 7)))
+
+
+def test_a_failed_step_leaves_no_keyframe_behind(openvla_tiny: SimpleNamespace) -> None:
+    tested = policy(openvla_tiny)
+    bias = tested.model.head.model.fc2.bias
+    saved = bias.clone()
+    bias.fill_(float('nan'))
+    with pytest.raises(PolicyOutputError, match='NaN'):
+        tested.predict(observation())
+    bias.copy_(saved)
+    assert tested.predict(observation()).trace.keyframe_reason == 'first step'

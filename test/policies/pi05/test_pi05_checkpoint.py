@@ -1,0 +1,365 @@
+"""Folders as openpi and lerobot leave them: loaded strictly, and refused with the next move."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
+from safe_pruner_ros.policies.action_layout import ActionDimension, ActionLayout, absolute
+from safe_pruner_ros.policies.action_statistics import Range
+from safe_pruner_ros.policies.catalog import build_policy
+from safe_pruner_ros.policies.deployment import Deployment
+from safe_pruner_ros.policies.pi05.checkpoint import load_model, read_config
+from safe_pruner_ros.policies.pi05.config import GemmaSize, Pi05Config, VisionSize
+from safe_pruner_ros.policies.pi05.model import Pi05
+from safe_pruner_ros.policies.pi05.policy import backend
+from safe_pruner_ros.policies.pi05.prompt import PromptEncoder, discretize, prompt_form
+from safe_pruner_ros.policies.pi05.statistics import load_statistics
+from safe_pruner_ros.policies.policy import InstructionError
+from safe_pruner_ros.types import ArmState, CameraImage, Observation
+
+BASE = Pi05Config(
+    prefix=GemmaSize(16, 4, 32, n_heads=2, head_dim=8),
+    expert=GemmaSize(8, 4, 16, n_heads=2, head_dim=8),
+    vision=VisionSize(16, 1, 24, n_heads=2, image_size=28),
+    vocabulary_size=128,
+    action_horizon=3,
+    n_denoising_steps=2,
+)
+ROBOT = Deployment(
+    ('head',),
+    ActionLayout(
+        (ActionDimension('a', 'delta_from_state'), ActionDimension('grip', gripper=True)),
+    ),
+    '',
+    0.05,
+    2,
+    prompt='state',
+)
+SHARED = 'paligemma_with_expert.'
+
+
+@pytest.fixture(scope='module')
+def model() -> Pi05:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return Pi05(BASE).eval()
+
+
+def official(model: Pi05, outer: str = '') -> dict[str, torch.Tensor]:
+    """The tensors under the names of the official converters, ``outer`` before each."""
+    state = {}
+    for name, value in model.state_dict().items():
+        head, _, rest = name.partition('.')
+        name = {
+            'vision_tower': f'{SHARED}paligemma.model.vision_tower.vision_model.{rest}',
+            'projector': f'{SHARED}paligemma.model.multi_modal_projector.linear.{rest}',
+            'language_model': f'{SHARED}paligemma.model.language_model.{rest}',
+            'expert': f'{SHARED}gemma_expert.model.{rest}',
+        }.get(head, name)
+        if rest == 'embed_tokens.weight':  # tied: only one of the two names is saved
+            name = f'{SHARED}paligemma.lm_head.weight'
+        state[outer + name] = value.clone().contiguous()
+    state[f'{outer}{SHARED}gemma_expert.lm_head.weight'] = torch.zeros(4, 8)
+    return state
+
+
+def write(folder: Path, model: Pi05, layout: str = 'openpi') -> Path:
+    quantiles = {'q01': [-1.0, -1.0], 'q99': [1.0, 3.0]}
+    if layout == 'openpi':
+        save_file(official(model), folder / 'model.safetensors')
+        config = {'action_dim': 32, 'action_horizon': 3, 'precision': 'bfloat16'}
+        assets = folder / 'assets' / 'lab' / 'robot'
+        assets.mkdir(parents=True)
+        statistics = {'norm_stats': {'state': quantiles, 'actions': quantiles}}
+        (assets / 'norm_stats.json').write_text(json.dumps(statistics))
+    else:
+        save_file(official(model, 'model.'), folder / 'model.safetensors')
+        config = {'type': 'pi05', 'chunk_size': 3, 'max_action_dim': 32}
+        config['normalization_mapping'] = {'VISUAL': 'IDENTITY', 'STATE': 'QUANTILES'}
+        tensors = {
+            f'{group}.{name}': torch.tensor(value)
+            for group in ('observation.state', 'action')
+            for name, value in quantiles.items()
+        }
+        save_file(tensors, folder / 'policy_preprocessor_step_2_normalizer_processor.safetensors')
+    (folder / 'config.json').write_text(json.dumps(config))
+    characters().save(str(folder / 'tokenizer.json'))
+    return folder
+
+
+def characters() -> Tokenizer:
+    names = ['<pad>', '<eos>', '<bos>', '\n', *map(chr, range(32, 127))]
+    return Tokenizer(BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+
+
+# -- weights --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('layout', ['openpi', 'lerobot'])
+def test_both_layouts_load_and_act(tmp_path, model, layout):
+    folder = write(tmp_path, model, layout)
+    loaded = load_model(folder, BASE)
+    own = model.state_dict()
+    assert set(loaded.state_dict()) == set(own)
+    assert all(torch.equal(own[name], value) for name, value in loaded.state_dict().items())
+    assert not [n for n, b in loaded.named_buffers() if b.device.type == 'meta']
+
+    tested = backend.build(folder, ROBOT, 'fastv', {'pruning_layer': 2}, base=BASE)
+    assert tested.spec.joint_names == ('a', 'grip') and tested.spec.chunk_size == 3
+    image = CameraImage(np.full((40, 30, 3), 90, np.uint8), 'head', 5)
+    state = ArmState(np.array([0.3, 0.5]), 5)
+    output = tested.predict(Observation({'head': image}, state, 'open it', 5))
+    assert output.chunk.positions.shape == (3, 2) and output.trace.n_retained == 1
+    assert np.isfinite(output.chunk.positions).all()
+
+
+def test_bfloat16_acts_alike_and_keeps_its_frequencies_exact(tmp_path, model):
+    folder = write(tmp_path, model)
+    image = CameraImage(np.full((28, 28, 3), 90, np.uint8), 'head', 5)
+    seen = Observation({'head': image}, ArmState(np.array([0.3, 0.5]), 5), 'open it', 5)
+    chunks = []
+    for dtype in ('float32', 'bfloat16'):
+        robot = replace(ROBOT, dtype=dtype)
+        tested = backend.build(folder, robot, 'safe_pruner', {'pruning_layer': 2}, base=BASE)
+        assert tested.model.projector.weight.dtype == getattr(torch, dtype)
+        assert tested.model.language_model.rotary_emb.inv_freq.dtype == torch.float32
+        chunks.append(tested.predict(seen).chunk.positions)
+        tested.predict(seen)
+    np.testing.assert_allclose(*chunks, atol=0.1)
+
+
+def test_full_size_has_the_parameters_of_pi05():
+    with torch.device('meta'):
+        network = Pi05(Pi05Config())
+    count = {
+        name: sum(value.numel() for value in part.parameters()) / 1e9
+        for name, part in network.named_children()
+    }
+    assert round(count['vision_tower'], 3) == 0.412
+    assert round(count['language_model'], 3) == 2.509  # 1.982 layers + 0.527 embedding
+    assert round(count['expert'], 3) == 0.428  # 0.311 layers + 0.117 adaRMS
+    assert round(sum(count.values()), 3) == 3.353
+
+
+def test_too_little_gpu_memory_is_told_before_loading(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (1000, 2000))
+    with pytest.raises(ValueError, match=r'needs 0\.50 GB on cuda as bfloat16, 0\.00 GB'):
+        load_model(write(tmp_path, model), BASE, 'cuda', torch.bfloat16)
+
+
+def test_constants_are_those_of_a_fresh_network(tmp_path, model):
+    loaded = load_model(write(tmp_path, model), BASE)
+    buffers = dict(loaded.named_buffers())
+    for name, value in model.named_buffers():
+        assert torch.equal(buffers[name], value), name
+
+
+def test_the_untied_embedding_and_flat_vision_names_load_too(tmp_path, model):
+    folder = write(tmp_path, model)
+    state = official(model)
+    embedding = state[f'{SHARED}paligemma.lm_head.weight']
+    state[f'{SHARED}paligemma.model.language_model.embed_tokens.weight'] = embedding.clone()
+    flat = {
+        name.replace('vision_tower.vision_model.', 'vision_tower.'): v for name, v in state.items()
+    }
+    save_file(flat, folder / 'model.safetensors')
+    loaded = load_model(folder, BASE)
+    assert torch.equal(loaded.language_model.embed_tokens.weight, embedding)
+
+
+@pytest.mark.parametrize('keep', [0, 7, 0.5, 0.99])
+def test_truncated_weights_are_refused(tmp_path, model, keep):
+    path = write(tmp_path, model) / 'model.safetensors'
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep if keep >= 1 or keep == 0 else keep * len(data))])
+    with pytest.raises(ValueError, match='not a readable safetensors file'):
+        load_model(tmp_path, BASE)
+
+
+def test_foreign_weights_are_refused_by_name(tmp_path, model):
+    path = write(tmp_path, model) / 'model.safetensors'
+    state = load_file(path)
+    pi0 = {name.replace('time_mlp_in', 'action_time_mlp_in'): v for name, v in state.items()}
+    save_file(pi0, path)
+    with pytest.raises(ValueError, match=r"missing \['time_mlp_in.bias', 'time_mlp_in.weight'\]"):
+        load_model(tmp_path, BASE)
+    with pytest.raises(ValueError, match=r"unexpected \['action_time_mlp_in.bias'"):
+        load_model(tmp_path, BASE)
+    save_file({**state, 'action_in_proj.bias': torch.zeros(5)}, path)
+    with pytest.raises(ValueError, match=r'action_in_proj.bias is \[5\], expected \[8\]'):
+        load_model(tmp_path, BASE)
+    poisoned = torch.full_like(state['action_in_proj.bias'], float('nan'))
+    save_file({**state, 'action_in_proj.bias': poisoned}, path)
+    with pytest.raises(ValueError, match=r"NaN or infinite weights in \['action_in_proj.bias'\]"):
+        load_model(tmp_path, BASE)
+
+
+def test_a_pickle_is_refused_and_never_run(tmp_path, model):
+    canary = tmp_path / 'canary'
+
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (canary,))
+
+    torch.save(Payload(), write(tmp_path, model) / 'model.safetensors')
+    with pytest.raises(ValueError, match='not a readable safetensors file'):
+        load_model(tmp_path, BASE)
+    assert not canary.exists()
+
+
+def test_config_errors_name_the_entry(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no config.json'):
+        read_config(tmp_path)
+    path = tmp_path / 'config.json'
+    for values, complaint in (
+        ({'type': 'pi0'}, "'pi0' policy"),
+        ({'paligemma_variant': 'gemma_9b'}, 'gemma_9b'),
+        ({'normalization_mapping': {'ACTION': 'MEAN_STD'}}, 'only QUANTILES'),
+        ({'use_visual_memory': True, 'min_period': 4e-3}, r"with {'use_visual_memory': True}"),
+        ({'image_resolution': [224, 448]}, 'two equal numbers'),
+    ):
+        path.write_text(json.dumps(values))
+        with pytest.raises(ValueError, match=complaint):
+            read_config(tmp_path)
+    path.write_text(json.dumps({'paligemma_variant': 'gemma_2b', 'chunk_size': 7}))
+    assert read_config(tmp_path).framework == 'openpi'
+    lerobot = {'type': 'pi05', 'image_resolution': [448, 448], 'max_period': 4.0}
+    path.write_text(json.dumps({'paligemma_variant': 'gemma_2b', 'chunk_size': 7, **lerobot}))
+    config = read_config(tmp_path)
+    assert (config.action_horizon, config.prefix.depth, config.expert.width) == (7, 18, 1024)
+    assert (config.framework, config.vision.image_size) == ('lerobot', 448)
+
+
+def test_what_is_not_there_is_named(tmp_path, model):
+    values = {'views': ['head'], 'actions': ['a'], 'period_s': 0.1}
+    with pytest.raises(ValueError, match='ships no weights; give the folder'):
+        build_policy('pi05', 'unpruned', {}, deployment=values)
+    with pytest.raises(FileNotFoundError, match='does not exist; give the folder of a pi05'):
+        build_policy('pi05', 'unpruned', {}, '/no/such/folder', deployment=values)
+    folder = write(tmp_path, model)
+    (folder / 'model.safetensors').unlink()
+    with pytest.raises(FileNotFoundError, match='convert_jax_model_to_pytorch'):
+        backend.build(folder, ROBOT, 'unpruned', {}, base=BASE)
+    (folder / 'tokenizer.json').rename(folder / 'tokenizer.model')
+    with pytest.raises(FileNotFoundError, match='only the tokenizer.json format'):
+        backend.build(folder, ROBOT, 'unpruned', {}, base=BASE)
+
+
+def test_a_robot_that_does_not_fit_is_refused_before_loading(tmp_path, model, monkeypatch):
+    folder = write(tmp_path, model)
+    monkeypatch.setattr(
+        'safe_pruner_ros.policies.pi05.policy.load_model', lambda *_: pytest.fail('loaded')
+    )
+    for change, complaint in (
+        ({'actions': absolute([f'j{i}' for i in range(40)])}, 'at most 32 dim.*drives 40 joints'),
+        ({'actions': absolute('abc')}, 'statistics of the checkpoint have 2 values, .* 3 joints'),
+        ({'execution_horizon': 4}, r'in \[1, 3\], the actions in a chunk.* got 4'),
+        ({'views': tuple('abcd')}, r'pi05 reads 1 to 3 images, .* views \['),
+        ({'statistics_key': 'bridge'}, r"'bridge'; choose from \['lab/robot'\]"),
+        ({'prompt': ''}, "'text' for openpi's pi05_libero"),
+        ({'chunk_size': 3}, "policy 'pi05' reads no chunk_size, got 3"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            backend.build(folder, replace(ROBOT, **change), 'unpruned', {}, base=BASE)
+
+
+def test_lerobot_says_how_many_images_it_was_trained_with(tmp_path, model):
+    folder = write(tmp_path, model, 'lerobot')
+    config = json.loads((folder / 'config.json').read_text())
+    features = {f'observation.images.{n}': {} for n in ('front', 'wrist')}
+    config['input_features'] = {**features, 'observation.state': {}}
+    (folder / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ValueError, match='pi05 reads 1 to 2 images'):
+        backend.build(folder, replace(ROBOT, views=tuple('abc')), 'unpruned', {}, base=BASE)
+
+
+def test_actions_relative_to_the_state_are_not_taken_for_targets(tmp_path, model):
+    folder = write(tmp_path, model, 'lerobot')
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps({**config, 'use_relative_actions': True}))
+    backend.build(folder, ROBOT, 'unpruned', {}, base=BASE)
+    with pytest.raises(
+        ValueError, match=r"use_relative_actions.*\['absolute'\].*relative_exclude"
+    ):
+        backend.build(folder, replace(ROBOT, actions=absolute('ab')), 'unpruned', {}, base=BASE)
+
+
+# -- statistics -----------------------------------------------------------------------------------
+
+
+def test_quantiles_map_to_minus_one_and_one():
+    both = Range(np.array([2.0, 5.0]), np.array([6.0, 5.0]), np.ones(2, bool))
+    np.testing.assert_allclose(both.normalise([2.0, 5.0]), [-1, -1])
+    np.testing.assert_allclose(both.normalise([8.0, 5.0], clip=False), [2, -1])
+    np.testing.assert_allclose(both.unnormalise([0.5, 0.5]), [5, 5])
+
+
+def test_missing_statistics_list_the_available_ones(tmp_path, model):
+    folder = write(tmp_path, model)
+    with pytest.raises(ValueError, match=r"'libero'; choose from \['lab/robot'\]"):
+        load_statistics(folder, 'libero')
+    path = folder / 'assets' / 'lab' / 'robot' / 'norm_stats.json'
+    other = folder / 'assets' / 'libero'
+    other.mkdir()
+    (other / 'norm_stats.json').write_text(path.read_text())
+    with pytest.raises(ValueError, match=r"several .* from \['lab/robot', 'libero'\]"):
+        load_statistics(folder)
+    assert len(load_statistics(folder, 'libero').state) == 2
+    path.write_text(json.dumps({'norm_stats': {'state': {'q01': [0], 'q99': [1]}}}))
+    with pytest.raises(ValueError, match=r"'actions', only \['state'\]"):
+        load_statistics(folder, 'lab/robot')
+    bare = {'mean': [0], 'std': [1]}
+    path.write_text(json.dumps({'norm_stats': {'state': bare, 'actions': bare}}))
+    with pytest.raises(ValueError, match=r"miss \['q01', 'q99'\], they have \['mean', 'std'\]"):
+        load_statistics(folder, 'lab/robot')
+    with pytest.raises(FileNotFoundError, match='no normalisation statistics'):
+        load_statistics(folder / 'assets')
+
+
+# -- prompt and robot -----------------------------------------------------------------------------
+
+
+def test_prompt_forms():
+    tokenizer = characters()
+    state = np.array([-1.01, -1.0, 0.0, 0.999, 7.0])
+    assert discretize(state).tolist() == [-1, 0, 128, 255, 255]
+    ids = PromptEncoder(tokenizer, 'state').encode(' pick_the\ncup ', state[1:3])
+    assert ids[0] == 2
+    text = ''.join(tokenizer.id_to_token(i) for i in ids[1:])
+    assert text == 'Task: pick the cup, State: 0 128;\nAction: '
+    ids = PromptEncoder(tokenizer, 'text').encode('pick', None)
+    assert ''.join(tokenizer.id_to_token(i) for i in ids) == '<bos>pick\n'
+    with pytest.raises(InstructionError, match='empty'):
+        PromptEncoder(tokenizer, 'text').encode(' \n', None)
+    with pytest.raises(InstructionError, match='7 tokens, this policy reads 6'):
+        PromptEncoder(tokenizer, 'text', 6).encode('push!', None)
+    with pytest.raises(ValueError, match='no <bos>'):
+        PromptEncoder(Tokenizer(BPE(vocab={'a': 0}, merges=[])), 'text')
+
+
+def test_delta_scale_and_gripper():
+    joints = ActionLayout(
+        (
+            ActionDimension('a', 'delta_from_state', scale=-2.0, offset=1.0),
+            ActionDimension('grip', scale=-1.0, offset=1.0, gripper=True),
+        )
+    )
+    measured = np.array([0.4, 0.25])
+    np.testing.assert_allclose(joints.to_checkpoint(measured), [0.3, 0.75])
+    still = np.array([[0.0, 0.75], [0.1, -3.0], [0.1, 1.5]])
+    np.testing.assert_allclose(joints.targets(still, measured), [[0.4, 0.25], [0.2, 1], [0.2, 0]])
+
+
+def test_a_prompt_form_must_be_said():
+    for name in ('', 'openpi'):
+        with pytest.raises(ValueError, match=f'got {name!r}; no file of a checkpoint says'):
+            prompt_form(name)
