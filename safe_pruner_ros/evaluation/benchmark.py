@@ -11,6 +11,7 @@ from typing import Any
 from safe_pruner_ros.evaluation.latency import markdown_table, ratio_line, run_benchmark
 from safe_pruner_ros.evaluation.methods import parse_settings
 from safe_pruner_ros.evaluation.plan import build_cells
+from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.provenance import git_commit, machine
 from safe_pruner_ros.evaluation.results import to_json
 from safe_pruner_ros.runtime.config import PolicyConfig
@@ -47,9 +48,7 @@ def main(
             threads,
             seeds,
             arguments.rounds,
-            policy.name,
-            policy.checkpoint,
-            policy.device,
+            PolicySource.of(policy),
         )
     result |= {
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),

@@ -20,7 +20,6 @@ from safe_pruner_ros.evaluation.results import Record, ResultsError, ResultsFold
 from safe_pruner_ros.evaluation.summary import CellSummary, as_dict, summarise
 from safe_pruner_ros.evaluation.tables import markdown_summary
 from safe_pruner_ros.evaluation.worker import run_job
-from safe_pruner_ros.policies.catalog import build_policy
 from safe_pruner_ros.policies.policy import InstructionError, Policy
 from safe_pruner_ros.sim.env import DualArmEnv
 
@@ -34,9 +33,7 @@ def check_plan(plan: EvaluationPlan) -> None:
     for cell in plan.cells:
         settings = cell.resolved()
         if cell.method not in policies:
-            policies[cell.method] = build_policy(
-                plan.policy, cell.method, settings, plan.checkpoint, plan.device
-            )
+            policies[cell.method] = plan.policy.build(cell.method, settings)
         policies[cell.method].update_pruner(**settings)
     horizon = plan.rollout.execution_horizon
     policy = policies[plan.cells[0].method]
@@ -153,7 +150,7 @@ def _write_summary(
         'summary.json',
         {
             'config': folder.config,
-            'checkpoint': plan.checkpoint or 'shipped',
+            'checkpoint': plan.policy.checkpoint or 'shipped',
             'commit': commit,
             'commits_of_episodes': sorted({str(e.get('commit')) for e in folder.episodes}),
             'seed_first': min(seeds),

@@ -12,6 +12,7 @@ from safe_pruner_ros.evaluation.execution import WorkerDied, check_backend, on_b
 from safe_pruner_ros.evaluation.methods import parse_method, parse_settings, split_methods
 from safe_pruner_ros.evaluation.named_plans import NamedRun, load_named_plan
 from safe_pruner_ros.evaluation.plan import EvaluationPlan, build_cells, choose_seeds
+from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.rollout import RolloutSettings
 from safe_pruner_ros.runtime.config import PolicyConfig
 from safe_pruner_ros.sim.tasks.catalog import get_task
@@ -85,9 +86,7 @@ def _plan(
         seeds=run.seeds,
         split=run.split,
         asked_objects=asked,
-        policy=policy.name,
-        checkpoint=policy.checkpoint,
-        device=policy.device,
+        policy=PolicySource.of(policy),
         rollout=RolloutSettings(
             arguments.max_policy_steps,
             arguments.execution_horizon or policy.execution_horizon,

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 
 from safe_pruner_ros.evaluation.plan import Cell
+from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.rollout import Environment, RolloutSettings, run_episode
-from safe_pruner_ros.policies.catalog import build_policy
 from safe_pruner_ros.policies.policy import Policy
 from safe_pruner_ros.types import Observation
 
@@ -174,13 +174,11 @@ def run_benchmark(
     threads: Sequence[int],
     seeds: Sequence[int],
     rounds: int,
-    policy: str = 'embedded',
-    checkpoint: str = '',
-    device: str = 'cpu',
+    policy: PolicySource,
 ) -> dict[str, Any]:
     """`statistics` by number of torch threads, as {'threads': {'2': {...}}}."""
-    method = build_policy(policy, cell.method, dict(cell.settings), checkpoint, device)
-    unpruned = build_policy(policy, 'unpruned', {}, checkpoint, device)
+    method = policy.build(cell.method, cell.settings)
+    unpruned = policy.build('unpruned', {})
     episodes = record_observations(method, env, seeds)
     before = torch.get_num_threads()
     by_threads = {}
@@ -191,9 +189,9 @@ def run_benchmark(
     finally:
         torch.set_num_threads(before)
     return {
-        'policy': policy,
-        'checkpoint': checkpoint or 'shipped',
-        'device': device,
+        'policy': policy.name,
+        'checkpoint': policy.checkpoint or 'shipped',
+        'device': policy.device,
         'method': cell.method,
         'retention_ratio': cell.retention_ratio,
         'settings': dict(cell.settings),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from safe_pruner_ros.core.catalog import METHODS, accepted_settings, resolved_settings
 from safe_pruner_ros.evaluation.methods import MethodSpec, parse_method
-from safe_pruner_ros.evaluation.provenance import file_sha256, training_seed
+from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.results import EpisodeKey
 from safe_pruner_ros.evaluation.rollout import RolloutSettings
 
@@ -51,9 +50,7 @@ class Job:
     """One episode to run. Everything a worker process needs, and nothing that is not picklable."""
 
     task: str
-    policy: str
-    checkpoint: str
-    device: str
+    policy: PolicySource
     cell: Cell
     seed: int
     asked_object: int | None
@@ -76,9 +73,7 @@ class EvaluationPlan:
     seeds: tuple[int, ...]
     split: str = ''
     asked_objects: tuple[int | None, ...] = (None,)
-    policy: str = 'embedded'
-    checkpoint: str = ''
-    device: str = 'cpu'
+    policy: PolicySource = field(default_factory=PolicySource)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     settings: Mapping[str, Any] = field(default_factory=dict)
     configured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -88,23 +83,14 @@ class EvaluationPlan:
         for seed in self.seeds:
             for asked_object in self.asked_objects:
                 for cell in self.cells:
-                    yield Job(
-                        self.task, self.policy, self.checkpoint, self.device, cell, seed,
-                        asked_object, self.rollout,
-                    )  # fmt: skip
+                    yield Job(self.task, self.policy, cell, seed, asked_object, self.rollout)
 
     def config(self) -> dict[str, Any]:
         """What must be the same for all episodes of a results folder. Methods, ratios and seeds
         are not part of it: a folder may grow by them."""
-        checkpoint = Path(self.checkpoint) if self.checkpoint else _shipped_weights(self.policy)
-        is_file = checkpoint.is_file()
         return {
             'task': self.task,
-            'policy': self.policy,
-            # Its content, not its place; a folder of many files goes by its name.
-            'checkpoint': file_sha256(checkpoint) if is_file else self.checkpoint,
-            'training_seed': training_seed(checkpoint) if is_file else None,
-            'device': self.device,
+            **self.policy.facts(),
             'split': self.split,
             'each_object': self.asked_objects != (None,),
             'max_policy_steps': self.rollout.max_policy_steps,
@@ -113,14 +99,6 @@ class EvaluationPlan:
             'settings': dict(self.settings),
             'configured': {name: dict(values) for name, values in self.configured.items()},
         }
-
-
-def _shipped_weights(policy: str) -> Path:
-    if policy != 'embedded':
-        return Path()
-    from safe_pruner_ros.policies.embedded import SHIPPED_WEIGHTS
-
-    return SHIPPED_WEIGHTS
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

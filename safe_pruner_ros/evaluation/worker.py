@@ -14,7 +14,6 @@ import torch
 from safe_pruner_ros.evaluation.macs import macs_counter
 from safe_pruner_ros.evaluation.plan import Job
 from safe_pruner_ros.evaluation.rollout import run_episode
-from safe_pruner_ros.policies.catalog import build_policy
 from safe_pruner_ros.policies.policy import Policy
 from safe_pruner_ros.sim.env import DualArmEnv
 from safe_pruner_ros.sim.expert import ScriptedExpert
@@ -78,11 +77,9 @@ def settings_hash(job: Job) -> str:
 
 def _policy(job: Job) -> Policy:
     """One policy a method, whatever its settings: to load weights takes as long as three steps."""
-    name = (job.policy, job.checkpoint, job.device, job.cell.method)
+    name = job.policy.key, job.cell.method
     if name not in _warm.policies:
-        _warm.policies[name] = build_policy(
-            job.policy, job.cell.method, dict(job.cell.settings), job.checkpoint, job.device
-        )
+        _warm.policies[name] = job.policy.build(job.cell.method, job.cell.settings)
     return _warm.policies[name]
 
 

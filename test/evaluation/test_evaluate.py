@@ -12,6 +12,7 @@ import pytest
 from safe_pruner_ros.evaluation import evaluate as module
 from safe_pruner_ros.evaluation.evaluate import check_plan, evaluate
 from safe_pruner_ros.evaluation.plan import EvaluationPlan, Job, build_cells
+from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.results import read_episodes
 from safe_pruner_ros.evaluation.rollout import RolloutSettings
 from safe_pruner_ros.evaluation.worker import forget_warm, run_job
@@ -30,7 +31,7 @@ def make_plan(checkpoint: Path, seeds: tuple[int, ...] = (500_000, 500_001)) -> 
         'pick_place',
         build_cells(['unpruned', 'safe_pruner', 'random'], [0.25], {'safe_pruner.alpha': 0.3}),
         seeds,
-        checkpoint=str(checkpoint),
+        policy=PolicySource(checkpoint=str(checkpoint)),
         rollout=RolloutSettings(max_policy_steps=2, execution_horizon=1),
     )
 
@@ -90,9 +91,17 @@ def test_plan_is_checked_before_anything_runs(checkpoint: Path, tmp_path: Path) 
         check_plan(make_plan(tmp_path / 'nowhere.safetensors'))
     with pytest.raises(ValueError, match='cannot be asked for pack_doll'):  # no word for a box
         check_plan(EvaluationPlan(**{**vars(make_plan(checkpoint)), 'task': 'pack_doll'}))
+    deployed = PolicySource(checkpoint=str(checkpoint), deployment={'views': ['head']})
+    assert deployed.facts()['deployment'] == {'views': ['head']}  # and it reaches the policy:
+    with pytest.raises(ValueError, match='takes no deployment'):
+        check_plan(EvaluationPlan(**{**vars(make_plan(checkpoint)), 'policy': deployed}))
     cells = build_cells(['random', 'safe_pruner:K=5'], [0.3], {})  # this policy has 5 layers
     with pytest.raises(ValueError, match='pruning_layer'):
-        check_plan(EvaluationPlan('pick_place', cells, (1,), checkpoint=str(checkpoint)))
+        check_plan(
+            EvaluationPlan(
+                'pick_place', cells, (1,), policy=PolicySource(checkpoint=str(checkpoint))
+            )
+        )
 
 
 def test_latency_of_both_variants_in_one_run(checkpoint: Path) -> None:
@@ -101,7 +110,9 @@ def test_latency_of_both_variants_in_one_run(checkpoint: Path) -> None:
 
     cell = build_cells(['safe_pruner'], [0.25], {'similarity_threshold': 0.0})[0]
     with DualArmEnv() as env:
-        found = run_benchmark(env, cell, [1], [800_100], 2, checkpoint=str(checkpoint))
+        found = run_benchmark(
+            env, cell, [1], [800_100], 2, PolicySource(checkpoint=str(checkpoint))
+        )
     result = found['threads']['1']
     modes = result['modes']
     assert modes['unpruned']['samples'] == modes['method']['samples'] == 2 * found['observations']

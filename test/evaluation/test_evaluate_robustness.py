@@ -19,6 +19,7 @@ from joblib import parallel_config
 from safe_pruner_ros.evaluation.evaluate import evaluate
 from safe_pruner_ros.evaluation.execution import on_backend
 from safe_pruner_ros.evaluation.plan import EvaluationPlan, build_cells
+from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.results import ResultsError, read_episodes
 from safe_pruner_ros.evaluation.rollout import RolloutSettings
 from safe_pruner_ros.evaluation.worker import forget_warm
@@ -34,7 +35,7 @@ def plan(checkpoint: Path, methods: tuple[str, ...] = METHODS, **more: Any) -> E
         'pick_place',
         build_cells(methods, [0.25], {}),
         SEEDS,
-        checkpoint=str(checkpoint),
+        policy=PolicySource(checkpoint=str(checkpoint)),
         rollout=RolloutSettings(max_policy_steps=2, execution_horizon=1),
         **more,
     )

@@ -7,13 +7,14 @@ import math
 import numpy as np
 import pytest
 
+from safe_pruner_ros.evaluation.plan import build_cells
 from safe_pruner_ros.evaluation.replay.metrics import (
     Limits,
     command_track,
     evaluate_replay,
     percentiles,
 )
-from safe_pruner_ros.evaluation.replay.replay import Lane, replay
+from safe_pruner_ros.evaluation.replay.replay import Lane, build_lanes, replay
 from safe_pruner_ros.policies.policy import PolicyOutputError
 from safe_pruner_ros.types import (
     ArmState,
@@ -54,6 +55,13 @@ def lanes(make_policy):
         Lane('unpruned', 'unpruned', 1.0, make_policy(rows(1.0, 0.2))),
         Lane('other', 'other', 0.3, make_policy(pruned)),
     ]
+
+
+def test_two_variants_of_one_method_are_two_lanes():
+    cells = build_cells(['unpruned', 'fastv', 'fastv:queries=last'], [0.3], {})
+    lanes = build_lanes(cells, lambda method, settings: (method, dict(settings)))
+    assert [lane.name for lane in lanes] == ['unpruned', 'fastv 0.3', 'fastv:queries=last 0.3']
+    assert lanes[2].policy == ('fastv', {'queries': 'last', 'retention_ratio': 0.3})
 
 
 def test_all_lanes_see_the_same_and_only_executed_targets_count(lanes):

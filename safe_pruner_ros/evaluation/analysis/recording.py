@@ -28,6 +28,7 @@ from safe_pruner_ros.core.pruner import (
 from safe_pruner_ros.core.tokens import QueryGroup, Span, TokenLayout, ViewGrid
 from safe_pruner_ros.evaluation.execution import run_jobs
 from safe_pruner_ros.evaluation.plan import EvaluationPlan, build_cells
+from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.results import ResultsError
 from safe_pruner_ros.evaluation.rollout import run_episode
 from safe_pruner_ros.evaluation.worker import warm_environment
@@ -214,7 +215,9 @@ def collect(
 ) -> Iterator[Recording]:
     """The recordings of ``seeds``, those that ``folder`` lacks made first."""
     cells = build_cells(['unpruned'], [1.0], {})
-    config = EvaluationPlan(task, cells, tuple(seeds), checkpoint=checkpoint).config()
+    config = EvaluationPlan(
+        task, cells, tuple(seeds), policy=PolicySource(checkpoint=checkpoint)
+    ).config()
     card = {'task': task, 'checkpoint': config['checkpoint']}
     folder.mkdir(parents=True, exist_ok=True)
     paths = {seed: folder / f'{seed}.npz' for seed in seeds}

@@ -103,7 +103,7 @@ def build_lanes(
     lanes = [Lane(UNPRUNED, UNPRUNED, 1.0, build(UNPRUNED, {}))]
     for cell in cells:
         if cell.method != UNPRUNED:
-            name = f'{cell.method} {cell.retention_ratio:g}'
+            name = f'{cell.variant} {cell.retention_ratio:g}'
             policy = build(cell.method, cell.settings)
             lanes.append(Lane(name, cell.method, cell.retention_ratio, policy))
     return lanes

@@ -13,6 +13,7 @@ from typing import Any
 
 from safe_pruner_ros.core.catalog import accepted_settings
 from safe_pruner_ros.evaluation.observation_store import ObservationStore
+from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.replay.calibration import (
     RATIO,
     THRESHOLD,
@@ -28,7 +29,6 @@ from safe_pruner_ros.evaluation.replay.calibration_report import (
     write_calibration,
 )
 from safe_pruner_ros.evaluation.replay.metrics import Limits
-from safe_pruner_ros.policies.catalog import build_policy
 from safe_pruner_ros.policies.policy import InstructionError
 from safe_pruner_ros.ros.bags.mapping import apply_map, parse_map
 from safe_pruner_ros.ros.bags.reader import Bag
@@ -58,10 +58,7 @@ def main(
     if len({path.resolve() for path in arguments.bag}) != len(arguments.bag):
         raise ValueError('a recording is given twice; it would judge its own choice')
     tries = grid(ratios, thresholds if THRESHOLD in accepted else None)
-    policy = build_policy(
-        config.policy.name, method, {**settings, RATIO: 1.0}, config.policy.checkpoint,
-        config.policy.device,
-    )  # fmt: skip
+    policy = PolicySource.of(config.policy).build(method, {**settings, RATIO: 1.0})
     horizon, period_s = timing(policy.spec, config.policy)
     deadline_ms = arguments.deadline_ms or 1e3 * horizon * period_s
     with ExitStack() as stack:

@@ -11,13 +11,13 @@ from datetime import datetime, timezone
 from typing import Any
 
 from safe_pruner_ros.evaluation.plan import Cell
+from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.provenance import git_commit, machine
 from safe_pruner_ros.evaluation.replay.metrics import Limits, evaluate_replay
 from safe_pruner_ros.evaluation.replay.replay import build_lanes, replay
 from safe_pruner_ros.evaluation.replay.report import write_report
 from safe_pruner_ros.evaluation.replay.video import ReplayVideo
-from safe_pruner_ros.policies.catalog import build_policy
-from safe_pruner_ros.policies.policy import InstructionError, Policy, PolicyOutput, PolicySpec
+from safe_pruner_ros.policies.policy import InstructionError, PolicyOutput, PolicySpec
 from safe_pruner_ros.ros.bags.mapping import apply_map, parse_map
 from safe_pruner_ros.ros.bags.reader import Bag
 from safe_pruner_ros.ros.bags.source import BagSource
@@ -30,21 +30,11 @@ def main(arguments: argparse.Namespace, config: Config, cells: tuple[Cell, ...])
     """0 when every method keeps the stated limits, else 1. ValueError for wrong requests."""
     policy = config.policy
 
-    def build(method: str, settings: Mapping[str, object]) -> Policy:
-        return build_policy(
-            policy.name,
-            method,
-            settings,
-            policy.checkpoint,
-            policy.device,
-            policy.deployment_values(),
-        )
-
     limits = Limits(**{item.name: getattr(arguments, item.name) for item in fields(Limits)})
     mapping = parse_map(arguments.map)
     with Bag(arguments.bag) as bag:
         robot = apply_map(config.robot, mapping, bag)
-        lanes = build_lanes(cells, build)
+        lanes = build_lanes(cells, PolicySource.of(policy).build)
         spec = lanes[0].policy.spec
         check_policy_fits(spec, robot)
         kinematics = build_kinematics(replace(config, robot=robot))
