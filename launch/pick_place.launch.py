@@ -169,6 +169,7 @@ def start(context: LaunchContext) -> list[Action]:
                 parameters=[
                     {
                         'robot_file': robot,
+                        'task': LaunchConfiguration('task').perform(context),
                         'seed': int(LaunchConfiguration('seed').perform(context)),
                         'target': int(LaunchConfiguration('target').perform(context)),
                     }
@@ -234,6 +235,11 @@ def generate_launch_description() -> LaunchDescription:
                 '(true for real robots, false for the simulator)',
             ),
             argument('use_sim_time', 'false', 'true: follow /clock, as sim:=true does anyway'),
+            argument(
+                'task',
+                'pick_place',
+                'of the simulated robot: pick_place, throw_basketball or pack_doll',
+            ),
             argument('seed', '0', 'scene of the simulated robot'),
             argument('target', '-1', 'object to name in that scene; -1: as drawn'),
             argument('rviz', 'false', 'true: open RViz with the attention overlays'),

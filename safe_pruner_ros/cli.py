@@ -86,6 +86,7 @@ def _add_demo(commands: Any) -> None:
         'four of five succeed.',
     )
     parser.add_argument('--out', type=Path, default=Path('out/demo'), help='where results go')
+    parser.add_argument('--task', default='pick_place', help='task of the simulated robot')
     parser.add_argument('--seeds', default='', help='scenes, e.g. 800000:800005; empty: the usual')
     parser.add_argument('--method', default='safe_pruner', help='pruning method')
     parser.add_argument('--retention', type=float, default=0.3, help='share of visual tokens kept')
@@ -105,7 +106,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.rate <= 1:
         raise UsageError(f'--rate must be in [0, 1], got {arguments.rate}')
     at_least('--timeout', arguments.timeout, 60)
-    return int(import_ros('demo').main(arguments))
+    return int(import_ros('demo.demo').main(arguments))
 
 
 # ---- train

@@ -185,7 +185,7 @@ def _record(arguments: argparse.Namespace) -> int:
     for topic in arguments.topic:
         if not topic.startswith('/'):
             raise UsageError(f'--topic takes a full topic name like /imu, got {topic!r}')
-    return int(import_ros('record').main(arguments, read_robot(arguments.robot_file)))
+    return int(import_ros('bags.record').main(arguments, read_robot(arguments.robot_file)))
 
 
 # ---- repair
@@ -248,4 +248,4 @@ def _play(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.rate <= 1000:
         raise UsageError(f'--rate must be in (0, 1000], got {arguments.rate}')
     at_least('--wait', arguments.wait, 0)
-    return int(import_ros('play').main(arguments, read_robot(arguments.robot_file)))
+    return int(import_ros('bags.play').main(arguments, read_robot(arguments.robot_file)))

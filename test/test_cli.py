@@ -93,6 +93,7 @@ def test_others_refuse(capsys, tmp_path) -> None:
     out = ('--out', str(tmp_path))
     assert '640by480' in fails(capsys, 'benchmark', '--ros', '--image-px', '640by480', *out)
     assert '--rate must be in' in fails(capsys, 'demo', '--rate', '2', *out)
+    assert "unknown task 'juggle'" in fails(capsys, 'demo', '--task', 'juggle', *out)
     assert "got '0'" in fails(capsys, 'benchmark', '--threads', '0', *out)
     assert '--rounds' in fails(capsys, 'benchmark', '--rounds', '0', *out)
     assert '--processes' in fails(capsys, 'train', '--processes', '0', *out)

@@ -284,7 +284,7 @@ class DualArmEnv:
     @property
     def time_limit_s(self) -> float:
         """How long the task allows an episode to take."""
-        return 0.1 * self.task.max_steps
+        return self.task.time_limit_s
 
     def world(self) -> WorldState:
         """The observable state that tasks judge and the expert acts on."""

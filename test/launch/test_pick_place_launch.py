@@ -33,7 +33,7 @@ def arguments(launch_file: ModuleType) -> dict[str, str]:
 
 def test_every_argument_is_described(launch_file: ModuleType) -> None:
     declared = arguments(launch_file)
-    assert {*ARGUMENTS, 'dry_run', 'rviz', 'seed'} <= set(declared)
+    assert {*ARGUMENTS, 'dry_run', 'rviz', 'seed', 'task'} <= set(declared)
     assert all(len(text) > 10 for text in declared.values())
 
 

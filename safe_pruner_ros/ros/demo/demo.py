@@ -32,11 +32,12 @@ from safe_pruner_ros.ros.demo.processes import (
 )
 from safe_pruner_ros.ros.resources import config_file
 from safe_pruner_ros.runtime.config_yaml import load_config
+from safe_pruner_ros.sim.tasks.catalog import get_task
 
 # Scenes that serve neither training nor any choice or reported rate.
 DEMO_SEEDS = (800_000, 800_001, 800_002, 800_003, 800_004)
 WAITING_SEED = 800_999  # the scene while everything starts
-EPISODE_LIMIT_S = 20.0  # simulated; a solved episode takes about 5
+EPISODE_LIMIT_FACTOR = 1.7  # of the task's own limit: a live robot also waits and holds
 AFTERWARDS_S = 0.7  # recorded after success: the arm leaves
 START_LIMIT_S = 90.0
 CALL_LIMIT_S = 15.0
@@ -58,6 +59,7 @@ class DemoFailed(RuntimeError):
 def main(arguments: argparse.Namespace) -> int:
     """0 when at least 80 % of the episodes were solved, else 1. ValueError for wrong requests."""
     seeds = parse_seeds(arguments.seeds) if arguments.seeds else DEMO_SEEDS
+    get_task(arguments.task)  # refuses unknown names
     build_pruner(arguments.method, 12, **_ratio(arguments))  # refuses unknown names and ratios
     if arguments.checkpoint and not Path(arguments.checkpoint).is_file():
         raise FileNotFoundError(f'no weights file at {arguments.checkpoint}')
@@ -121,6 +123,8 @@ class _Demo:
         began_s: float,
     ) -> None:
         self._record, self._screen, self._children = record, screen, children
+        self._task = arguments.task
+        self._limit_s = EPISODE_LIMIT_FACTOR * get_task(arguments.task).time_limit_s
         self._deadline_s = began_s + arguments.timeout - REPORT_RESERVE_S
         self._rates = [arguments.rate] if arguments.rate else list(RATE_FACTORS)
         screen.say('starting the simulator and the policy node')
@@ -186,7 +190,7 @@ class _Demo:
         self._children.start(
             'sim',
             'safe_pruner_ros.ros.sim_node',
-            ros_arguments(seed=WAITING_SEED, rate_factor=float(self._rates[0])),
+            ros_arguments(task=self._task, seed=WAITING_SEED, rate_factor=float(self._rates[0])),
         )
 
     def _keeps_up(self) -> bool:
@@ -232,9 +236,9 @@ class _Demo:
     def _watch(self, episode: EpisodeRecord, left: int) -> None:
         recorder, drawn_s = self._recorder, 0.0
         fair_share_s = (self._deadline_s - time.monotonic()) / left
-        limit_s = time.monotonic() + min(2 * EPISODE_LIMIT_S / self._rates[0], fair_share_s)
+        limit_s = time.monotonic() + min(2 * self._limit_s / self._rates[0], fair_share_s)
         until_s = math.inf
-        while recorder.time_s < min(EPISODE_LIMIT_S, until_s) and time.monotonic() < limit_s:
+        while recorder.time_s < min(self._limit_s, until_s) and time.monotonic() < limit_s:
             self._step()
             if recorder.sim.get('success') and not episode.success:
                 episode.success, until_s = True, recorder.time_s + AFTERWARDS_S

@@ -27,6 +27,7 @@ ABS_Y_RANGE_M = (
 )  # clear of the receptacle and the midline: no doubt which arm is near
 SPACING_M = 0.095  # between centres: room for an open finger (6 cm from the hand's middle)
 REST_SPEED = 0.05  # m/s
+WAYPOINT_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Task:
 
     ``sample(rng)`` draws a SceneLayout; ``is_success(world, target)`` and ``stage(world, target)``
     judge a WorldState; ``stages`` lists what ``stage`` answers, in order; ``templates`` contain
-    '{object}'. ``max_steps`` is how many 0.1 s waypoints an episode may take; ``with_heads``
+    '{object}'. ``max_steps`` is how many waypoints an episode may take; ``with_heads``
     compiles dolls into the model; ``shapes`` are those that its scenes may show.
     """
 
@@ -63,6 +64,10 @@ class Task:
     max_steps: int = 120
     with_heads: bool = False
     shapes: tuple[Shape, ...] = SHAPES
+
+    @property
+    def time_limit_s(self) -> float:
+        return WAYPOINT_S * self.max_steps
 
     @property
     def object_names(self) -> tuple[str, ...]:
