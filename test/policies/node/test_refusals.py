@@ -150,7 +150,7 @@ def refused(configure: Any, policy: Any, words: list[str], **parameters: Any) ->
 
 @pytest.fixture
 def never_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ('openvla_oft.load_oft_model', 'pi05.load_model'):
+    for name in ('openvla.oft_policy.load_oft_model', 'pi05.policy.load_model'):
         target = f'safe_pruner_ros.policies.{name}'
         monkeypatch.setattr(target, lambda *_: pytest.fail('a weight was moved'))
 

@@ -308,7 +308,7 @@ def test_the_play_clock() -> None:
 def test_ros2_bag_play_where_it_is_installed(recording, sim_config, monkeypatch, tmp_path) -> None:
     """The same topics and clock; what it cannot do is left to our own player."""
     from safe_pruner_ros.cli import build_parser
-    from safe_pruner_ros.ros import play
+    from safe_pruner_ros.ros.bags import play
     from safe_pruner_ros.ros.bags.player import plan_routes
 
     monkeypatch.setattr(play, 'has_ros2_bag', lambda: True)
