@@ -24,6 +24,13 @@ def add_commands(commands: Any) -> None:
     _add_analyse(commands)
 
 
+def _add_baseline(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--baseline', nargs='+', default=['unpruned'], metavar='METHOD', help='what differences '
+        'are taken to; each after the first gets a table of paired tests'
+    )  # fmt: skip
+
+
 def _add_evaluate(commands: Any) -> None:
     parser = add_command(
         commands,
@@ -58,10 +65,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument(
         '--each-object', action='store_true', help='name each object of each scene in turn'
     )
-    parser.add_argument(
-        '--baseline', nargs='+', default=['unpruned'], metavar='METHOD', help='what differences '
-        'are taken to; each after the first gets a table of paired tests'
-    )  # fmt: skip
+    _add_baseline(parser)
     parser.add_argument(
         '--max-policy-steps', type=int, help='give up after; none: as long as the task allows'
     )
@@ -114,10 +118,7 @@ def _add_table(commands: Any) -> None:
     parser.add_argument(
         'results', nargs='+', type=Path, help='episodes.jsonl files, or folders with such files'
     )
-    parser.add_argument(
-        '--baseline', nargs='+', default=['unpruned'], metavar='METHOD', help='what differences '
-        'are taken to; each after the first gets a table of paired tests'
-    )  # fmt: skip
+    _add_baseline(parser)
     parser.add_argument(
         '--plots', type=Path, help="folder of the plots; none: the JSON file's folder"
     )

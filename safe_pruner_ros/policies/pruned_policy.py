@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from safe_pruner_ros.policies.trace import pruning_trace
 from safe_pruner_ros.types import ActionChunk, Observation
 
 
-class PrunedPolicy:
+class PrunedPolicy(ABC):
     """The pruner, its settings and the step count of the Policy protocol.
 
     ``method`` and ``settings`` as `core.catalog.build_pruner` takes them, for a decoder of
@@ -28,12 +29,12 @@ class PrunedPolicy:
     def _build_pruner(self, settings: Mapping[str, Any]) -> Pruner:
         return build_pruner(self._method, self._n_layers, **settings)
 
+    @abstractmethod
     def _run(
         self, observation: Observation, pruner: Pruner, step: int
     ) -> tuple[DecoderOutput, ActionChunk, dict[str, float]]:
         """One step: decoder output, actions, latency by stage. Changes nothing of the policy, and
         with the same ``step`` draws the same noise."""
-        raise NotImplementedError(f'{type(self).__name__} must define _run')
 
     def predict(self, observation: Observation) -> PolicyOutput:
         pruner = self._pruner  # `update_pruner` may replace it meanwhile

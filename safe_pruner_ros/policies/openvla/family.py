@@ -5,6 +5,7 @@ Subclasses say how a prompt becomes a sequence and hidden states become actions 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter_ns
@@ -122,8 +123,9 @@ class OpenVLAFamilyPolicy(PrunedPolicy):
         }
         return act.out, chunk, latency
 
+    @abstractmethod
     def _act(self, inputs: Inputs, pruner: Pruner, step: int) -> Act:
-        raise NotImplementedError
+        """One decoder run, and what the action head makes of it."""
 
     def _how(self, inputs: Inputs, step: int) -> dict[str, Any]:
         """What `run_network` is told about this policy step."""
