@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from safe_pruner_ros.evaluation.methods import (
@@ -16,7 +18,10 @@ from safe_pruner_ros.evaluation.plan import (
     choose_seeds,
     parse_seeds,
 )
+from safe_pruner_ros.evaluation.policy_source import PolicySource
+from safe_pruner_ros.runtime.config_yaml import load_config
 
+CONFIG = Path(__file__).parents[2] / 'config'
 SPLITS = {'validation': range(500, 600), 'test': range(900, 1900)}
 
 
@@ -173,3 +178,22 @@ def test_jobs_go_scene_by_scene() -> None:
     assert [job.seed for job in jobs] == [7] * 4 + [8] * 4
     assert [job.asked_object for job in jobs[:4]] == [0, 0, 1, 1]
     assert len({job.key for job in jobs}) == 8
+
+
+def test_what_no_checkpoint_says_reaches_the_policy(monkeypatch) -> None:
+    """A policy file of a big policy: `calibrate` once built it without its deployment."""
+    config = load_config(CONFIG / 'robots/sim.yaml', CONFIG / 'policies/openvla_oft.yaml')
+    source = PolicySource.of(config.policy)
+    asked = {}
+    monkeypatch.setattr(
+        'safe_pruner_ros.evaluation.policy_source.build_policy', lambda *all: asked.update(all=all)
+    )
+    source.build('fastv', {'retention_ratio': 0.2})
+    name, method, settings, _, device, deployment = asked['all']
+    assert (name, method, settings, device) == (
+        'openvla_oft', 'fastv', {'retention_ratio': 0.2}, 'auto',
+    )  # fmt: skip
+    assert deployment['chunk_size'] == 25 and deployment['views'] == (
+        'head', 'left_wrist', 'right_wrist',
+    )  # fmt: skip
+    assert source.key != PolicySource('openvla_oft', device='auto').key
