@@ -44,7 +44,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         '--policy-file',
         default='embedded',
         help='policy and the settings of its pruning method, as the node reads them: a name in '
-        'config/policies, or a path; other methods run as published',
+        'config/policies, or a path; methods that do not share them run as published',
     )
     parser.add_argument('--checkpoint', default='', help="weights file; empty: the policy file's")
     parser.add_argument('--device', default='', help="torch device; empty: the policy file's")
@@ -60,7 +60,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_policy_file(arguments: argparse.Namespace) -> tuple[Any, dict[str, dict[str, Any]]]:
-    """(PolicyConfig with the command line's changes, settings of the method the file is about)."""
+    """(PolicyConfig with the command line's changes, method -> settings the file has for it)."""
     config, configured = read_config(arguments, 'sim')
     return config.policy, configured
 
@@ -76,11 +76,12 @@ def read_config(
     )
     changes = {'checkpoint': arguments.checkpoint, 'device': arguments.device}
     policy = replace(config.policy, **{name: text for name, text in changes.items() if text})
-    accepted = import_module('safe_pruner_ros.core.catalog').accepted_settings
-    method = config.pruner.method
-    settings = config.pruner.settings(accepted(method))
-    settings.pop('retention_ratio', None)  # the command line's
-    return replace(config, policy=policy), {method: settings}
+    catalog = import_module('safe_pruner_ros.core.catalog')
+    configured = {}
+    for method in catalog.alike(config.pruner.method):
+        configured[method] = config.pruner.settings(catalog.accepted_settings(method))
+        configured[method].pop('retention_ratio', None)  # the command line's
+    return replace(config, policy=policy), configured
 
 
 def read_robot(robot: str) -> Any:

@@ -14,6 +14,7 @@ from safe_pruner_ros.core.baselines.specprune_vla import SpecPrune, SpecPruneCon
 from safe_pruner_ros.core.baselines.unpruned import Unpruned, UnprunedConfig
 from safe_pruner_ros.core.baselines.vla_cache import VLACache, VLACacheConfig
 from safe_pruner_ros.core.baselines.vla_pruner import VLAPruner, VLAPrunerConfig
+from safe_pruner_ros.core.diverse_forecast import DiverseForecast, DiverseForecastConfig
 from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.core.safe_pruner import SafePruner, SafePrunerConfig
 from safe_pruner_ros.core.score_pruner import ScorePrunerConfig
@@ -35,6 +36,7 @@ _CATALOG = {
     'vla_pruner': _Entry(VLAPruner, VLAPrunerConfig),
     'specprune_vla': _Entry(SpecPrune, SpecPruneConfig),
     'safe_pruner': _Entry(SafePruner, SafePrunerConfig),
+    'diverse_forecast': _Entry(DiverseForecast, DiverseForecastConfig),
 }
 
 METHODS = tuple(_CATALOG)
@@ -45,6 +47,19 @@ def _entry(method: str) -> _Entry:
         return _CATALOG[method]
     except KeyError:
         raise ValueError(f'unknown pruning method {method!r}; choose from {METHODS}') from None
+
+
+def alike(method: str) -> tuple[str, ...]:
+    """``method`` first, then those that share its settings: SAFE-Pruner and what is built on it.
+
+    What is chosen for one of them (norm, scopes, tau) is as good a guess for the other.
+    """
+    if not issubclass(_entry(method).config, SafePrunerConfig):
+        return (method,)
+    family = [
+        name for name, entry in _CATALOG.items() if issubclass(entry.config, SafePrunerConfig)
+    ]
+    return method, *(name for name in family if name != method)
 
 
 def accepted_settings(method: str) -> tuple[str, ...]:

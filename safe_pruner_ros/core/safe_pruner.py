@@ -28,9 +28,9 @@ from jaxtyping import Float
 from safe_pruner_ros.core.correspondence import ReferenceTokens, match_tokens
 from safe_pruner_ros.core.keyframe_cache import Keyframe, KeyframeCache
 from safe_pruner_ros.core.pruner import KeyframeReason, StepAttention, StepContext, StepPlan
-from safe_pruner_ros.core.safe_pruner_config import SafePrunerConfig, requests_of
+from safe_pruner_ros.core.safe_pruner_config import Requests, SafePrunerConfig, requests_of
 from safe_pruner_ros.core.saliency import fuse, mean_over_layers, transfer
-from safe_pruner_ros.core.selection import is_usable, select_retained
+from safe_pruner_ros.core.selection import RetainedTokens, is_usable, select_retained
 from safe_pruner_ros.core.settings import check_pruning_layer
 from safe_pruner_ros.core.subtask import attention_similarity, decide_subtask
 
@@ -51,11 +51,22 @@ class SafePruner:
             else config.similarity_threshold
         )
         self.pruning_layer = config.pruning_layer
-        self._requests = requests_of(config, n_layers)
+        self._requests = self._requests_of(n_layers)
         self.shallow_requests = tuple(dict.fromkeys((self._requests.early, self._requests.shift)))
         self.deep_requests = tuple(dict.fromkeys(self._requests.deep))
         self._cache = KeyframeCache()
         self._keyframe_forced = False
+
+    # -- what a method built on this one may change ---------------------------------------------
+
+    def _requests_of(self, n_layers: int) -> Requests:
+        return requests_of(self.config, n_layers)
+
+    def _select(self, context: StepContext, saliency: Float[torch.Tensor, ' V']) -> RetainedTokens:
+        config = self.config
+        return select_retained(
+            saliency, config.retention_ratio, context.layout, config.quota_scope
+        )
 
     # -- decide ---------------------------------------------------------------------------------
 
@@ -97,13 +108,10 @@ class SafePruner:
 
     def _plan_early(self, context: StepContext) -> StepPlan:
         """The ablation without forecast: no keyframe is ever needed."""
-        early, config = context.shallow[self._requests.early], self.config
+        early = context.shallow[self._requests.early]
         if doubt := _doubt(*self._checks(context).tolist()):
             return StepPlan(retained=None, early=early, fallback=doubt)
-        retained = select_retained(
-            early, config.retention_ratio, context.layout, config.quota_scope
-        )
-        return StepPlan(retained, early=early, fused=early)
+        return StepPlan(self._select(context, early), early=early, fused=early)
 
     def _plan_with_forecast(self, context: StepContext, keyframe: Keyframe) -> StepPlan:
         config, requests = self.config, self._requests
@@ -126,9 +134,7 @@ class SafePruner:
         elif subtask.is_boundary and not config.keyframe_interval:
             reason = KeyframeReason.SUBTASK_BOUNDARY
         else:
-            retained = select_retained(
-                fused, config.retention_ratio, context.layout, config.quota_scope
-            )
+            retained = self._select(context, fused)
         return StepPlan(
             retained=retained,
             keyframe=reason,

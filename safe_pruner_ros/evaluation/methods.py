@@ -1,4 +1,4 @@
-"""Methods with settings as one writes them: 'fastv', 'safe_pruner:tau=0.9,deep_layers=0,-1'."""
+"""Methods as one writes them: 'fastv', 'fastv@0.25', 'safe_pruner:tau=0.9,deep_layers=0,-1'."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ PUBLISHED = 'published'
 @dataclass(frozen=True)
 class MethodSpec:
     """``settings`` are changes to where the method starts from: the policy file's values for its
-    method, or with ``published`` the defaults in core/."""
+    method, or with ``published`` the defaults in core/. ``retention_ratio``: its own, None: those
+    that the others run at."""
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     published: bool = False
+    retention_ratio: float | None = None
 
     @property
     def variant(self) -> str:
@@ -37,18 +39,22 @@ class MethodSpec:
 
 
 def parse_method(text: str) -> MethodSpec:
-    """'NAME', or 'NAME:SETTING=VALUE,...'; a first part 'published' leaves the policy file out.
+    """'NAME', 'NAME@RATIO', 'NAME:SETTING=VALUE,...' or 'NAME@RATIO:SETTING=VALUE,...'; a first
+    part 'published' leaves the policy file out.
 
     Values as in `parse_value`; a part without '=' goes on with the value before it, so that
     'deep_layers=0,-1,alpha=1' is two settings. Raises ValueError for an unknown method or setting.
     """
-    method, colon, rest = (part.strip() for part in text.partition(':'))
+    name, colon, rest = (part.strip() for part in text.partition(':'))
+    method, at, ratio = (part.strip() for part in name.partition('@'))
     if method not in METHODS:
         raise ValueError(f'unknown pruning method {method!r}; choose from {METHODS}')
     parts = rest.split(',') if colon else []
     published = bool(parts) and parts[0].strip() == PUBLISHED
     settings = _parse_parts(parts[published:], text)
-    return MethodSpec(method, _checked(method, settings), published)
+    return MethodSpec(
+        method, _checked(method, settings), published, _ratio(method, ratio, text) if at else None
+    )
 
 
 def split_methods(words: Sequence[str]) -> list[str]:
@@ -111,6 +117,24 @@ def _parse_parts(parts: Sequence[str], text: str) -> dict[str, Any]:
     return {name: _value_of(name, value) for name, value in values.items()}
 
 
+def _ratio(method: str, ratio: str, text: str) -> float:
+    if 'retention_ratio' not in accepted_settings(method):
+        raise ValueError(f'method {method!r} has no retention ratio, got {text!r}')
+    try:
+        value = float(ratio)
+    except ValueError:
+        raise ValueError(f'a method at a ratio is written NAME@RATIO, got {text!r}') from None
+    check_ratio(value)
+    return value
+
+
+def check_ratio(ratio: float) -> None:
+    if not 0 < ratio <= 1:  # NaN is neither
+        raise ValueError(
+            f'retention must be in (0, 1], got {ratio}; 0.3 keeps 30 % of the visual tokens'
+        )
+
+
 def _value_of(name: str, text: str) -> Any:
     value = parse_value(text)
     is_one_layer = name.rpartition('.')[2] == 'deep_layers' and isinstance(value, int)
@@ -121,7 +145,7 @@ def _checked(method: str, settings: dict[str, Any]) -> dict[str, Any]:
     accepted = accepted_settings(method)
     if 'retention_ratio' in settings:
         raise ValueError(
-            f'retention_ratio is no setting of a method here ({method!r}); use --retention'
+            f'retention_ratio is no setting of a method here; use --retention or {method}@RATIO'
         )
     if unknown := sorted(set(settings) - set(accepted)):
         raise ValueError(f'method {method!r} has no setting {unknown}; it takes {list(accepted)}')

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from safe_pruner_ros.core.catalog import METHODS, accepted_settings, resolved_settings
-from safe_pruner_ros.evaluation.methods import MethodSpec, parse_method
+from safe_pruner_ros.evaluation.methods import MethodSpec, check_ratio, parse_method
 from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.results import EpisodeKey
 from safe_pruner_ros.evaluation.rollout import RolloutSettings
@@ -162,7 +162,8 @@ def build_cells(
 ) -> tuple[Cell, ...]:
     """Methods x ratios; a method without a ratio (unpruned) is one cell at 1.0.
 
-    ``methods``: names, or methods with settings as `methods.parse_method` reads them.
+    ``methods``: names, or methods with settings and a ratio of their own as
+    `methods.parse_method` reads them.
     ``configured``: method -> the settings it starts from; methods that are not in it start from
     their published defaults. ``settings`` change them: each applies to every method that knows
     it, one written 'method.setting' to that method only and with precedence; what a method itself
@@ -172,14 +173,11 @@ def build_cells(
     """
     if not methods:
         raise ValueError(f'no method given; choose from {list(METHODS)}')
+    specs = [parse_method(m) if isinstance(m, str) else m for m in methods]
     if not ratios:
         raise ValueError('no retention ratio given; for example 0.3')
     for ratio in ratios:
-        if not 0 < ratio <= 1:
-            raise ValueError(
-                f'retention must be in (0, 1], got {ratio}; 0.3 keeps 30 % of the visual tokens'
-            )
-    specs = [parse_method(m) if isinstance(m, str) else m for m in methods]
+        check_ratio(ratio)
     cells: dict[str, Cell] = {}
     used: set[str] = set()
     for spec in specs:
@@ -197,7 +195,8 @@ def build_cells(
                 used.add(name)
         chosen |= spec.settings
         takes_ratio = 'retention_ratio' in accepted
-        for ratio in ratios if takes_ratio else (1.0,):
+        own_ratios = ratios if spec.retention_ratio is None else (spec.retention_ratio,)
+        for ratio in own_ratios if takes_ratio else (1.0,):
             own = {**chosen, 'retention_ratio': float(ratio)} if takes_ratio else dict(chosen)
             cell = Cell(spec.method, float(ratio), own, spec.variant)
             cells.setdefault(cell.identity, cell)

@@ -141,6 +141,12 @@ class PrunerConfig:
     forecast: bool = setting(
         True, 'off: the early saliency alone decides (ablation), no step is a key timestep'
     )
+    pool: float = setting(
+        2.0, 'Diverse forecast: candidates for each token that stays; 1: no filter', '', 1.0, 1000
+    )
+    early_queries: Literal['prefill', 'action', 'text', 'last'] = setting(
+        'prefill', 'Diverse forecast: tokens whose attention is the early saliency'
+    )
     queries: Literal['last', 'action', 'text', 'prefill'] = setting(
         'prefill', 'FastV: tokens whose attention ranks the visual ones'
     )

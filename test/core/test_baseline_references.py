@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.plain import cosine, mean, most_diverse, top
 
 from safe_pruner_ros.core.catalog import build_pruner
 from safe_pruner_ros.core.pruner import KeyframeReason, SaliencyRequest
@@ -18,30 +19,6 @@ def groups(scope):
     if scope == 'joint':
         return [(list(range(20)), 8)]
     return [(list(range(12)), 5), (list(range(12, 20)), 3)]
-
-
-def top(values, members, count):
-    return sorted(members, key=lambda i: (-values[i], i))[:count]
-
-
-def cosine(a, b):
-    dot = sum(x * y for x, y in zip(a, b, strict=True))
-    return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
-
-
-def most_diverse(features, members, count):
-    def distance(i, j):
-        return 1 - cosine(features[i], features[j])
-
-    picked = [max(members, key=lambda i: min(distance(i, j) for j in members if j != i))]
-    while len(picked) < count:
-        others = [i for i in members if i not in picked]
-        picked.append(max(others, key=lambda i: min(distance(i, j) for j in picked)))
-    return picked
-
-
-def mean(rows):
-    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
 def retained(plan):

@@ -82,7 +82,8 @@ def test_unusable_saliency_keeps_every_token(method, bad, layout, fake_decoder, 
 
 
 @pytest.mark.parametrize(
-    'method', ['divprune', 'vla_cache', 'vla_pruner', 'specprune_vla', 'safe_pruner']
+    'method',
+    ['divprune', 'vla_cache', 'vla_pruner', 'specprune_vla', 'safe_pruner', 'diverse_forecast'],
 )
 def test_features_that_are_not_finite_keep_every_token(method, layout, fake_decoder, n_layers):
     decoder = fake_decoder(build(method, 0.3, n_layers), layout)
@@ -147,7 +148,7 @@ def test_permuting_visual_tokens_permutes_the_retained_set(method, layout, fake_
 @pytest.mark.parametrize('method', METHODS)
 def test_only_methods_with_keyframes_report_a_threshold(method, n_layers):
     threshold = build_pruner(method, n_layers).similarity_threshold
-    assert math.isnan(threshold) == (method != 'safe_pruner')
+    assert math.isnan(threshold) == (method not in ('safe_pruner', 'diverse_forecast'))
 
 
 def test_random_differs_by_seed_episode_and_step_and_respects_view_quotas(

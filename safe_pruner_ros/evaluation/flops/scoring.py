@@ -24,6 +24,10 @@ def _all_pairs(model: Model) -> Operations:
     return [product(model.tokens.visual, model.features, model.tokens.visual)]
 
 
+def _match_and_filter(model: Model) -> Operations:
+    return _all_pairs(model) + _all_pairs(model)
+
+
 def _raters(model: Model) -> Operations:
     """Each visual token against each word, and the raters' weighted sum."""
     tokens = model.tokens
@@ -42,6 +46,7 @@ _METHODS: dict[str, tuple[Plan, bool]] = {
     'vla_pruner': (_all_pairs, True),
     'specprune_vla': (_nothing, True),
     'safe_pruner': (_all_pairs, True),
+    'diverse_forecast': (_match_and_filter, True),
 }
 
 METHODS = tuple(method for method in catalog.METHODS if method in _METHODS)

@@ -1,0 +1,111 @@
+"""Diverse forecast: its own additions. What it takes over from SAFE-Pruner is tested there, what
+every method must do in test_pruner_catalog.py."""
+
+import pytest
+import torch
+from helpers.plain import cosine, mean, most_diverse, top
+
+from safe_pruner_ros.core.catalog import build_pruner
+from safe_pruner_ros.core.pruner import KeyframeReason, SaliencyRequest
+
+VIEWS = [(range(12), 5), (range(12, 20), 3)]  # 0.4 of 12 and of 8 tokens
+
+
+@pytest.fixture
+def make(layout, fake_decoder, n_layers):
+    def build(method='diverse_forecast', **settings):
+        settings = {'retention_ratio': 0.4, 'similarity_threshold': 0.0, **settings}
+        return fake_decoder(build_pruner(method, n_layers, **settings), layout)
+
+    return build
+
+
+def retained(plan):
+    return None if plan.retained is None else plan.retained.visual_index.tolist()
+
+
+def share(values):
+    return [value / sum(values) for value in values]
+
+
+def test_it_asks_the_prompt_for_the_early_saliency_and_the_action_rows_for_the_rest(make):
+    pruner = make().pruner
+    assert pruner.shallow_requests == (SaliencyRequest(2, 'prefill'), SaliencyRequest(2, 'action'))
+    assert pruner.deep_requests == tuple(SaliencyRequest(k, 'action') for k in (0, 6, 7))
+
+
+@pytest.mark.parametrize('pool', [1.0, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize('seed', range(4))
+def test_pruned_step_equals_the_formula_written_out(make, pool, seed):
+    decoder = make(pool=pool, alpha=0.3)
+    decoder.step(0)
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(20, 16, generator=generator)
+    early = torch.rand(20, generator=generator)
+    plan = decoder.step(1, features=features, saliency={SaliencyRequest(2, 'prefill'): early})
+
+    now, before = features.tolist(), decoder.features.tolist()
+    source = [
+        max(members, key=lambda j: cosine(now[i], before[j]))
+        for members, _ in VIEWS
+        for i in members
+    ]
+    rows = [decoder.saliency[SaliencyRequest(k, 'action')].tolist() for k in (0, 6, 7)]
+    deep = share(mean([share([row[j] for j in source]) for row in rows]))
+    fused = [0.3 * e + 0.7 * d for e, d in zip(share(early.tolist()), deep, strict=True)]
+    expected = []
+    for members, quota in VIEWS:
+        candidates = sorted(top(fused, members, min(len(members), round(quota * pool))))
+        expected += most_diverse(now, candidates, quota)
+    assert retained(plan) == sorted(expected)
+
+
+def test_without_filter_and_with_action_rows_it_is_safe_pruner(make):
+    scopes = {'norm': 'l1', 'match_scope': 'per_view', 'quota_scope': 'per_view'}
+    mine = make(pool=1, early_queries='action', similarity_threshold=0.92)
+    theirs = make('safe_pruner', similarity_threshold=0.92, **scopes)
+    for step in range(8):
+        changes = {'features': torch.randn(20, 16, generator=torch.Generator().manual_seed(step))}
+        plans = [decoder.step(step, **changes) for decoder in (mine, theirs)]
+        assert retained(plans[0]) == retained(plans[1])
+        assert plans[0].keyframe == plans[1].keyframe
+        assert plans[0].attention_similarity == pytest.approx(
+            plans[1].attention_similarity, nan_ok=True
+        )
+
+
+def test_a_salient_token_does_not_stay_twice(make):
+    """Three of the four best look alike; the fifth, another thing, takes the place of a copy."""
+    decoder = make(retention_ratio=0.2, quota_scope='joint', forecast=False)
+    decoder.features[1] = decoder.features[2] = decoder.features[0]
+    saliency = torch.full((20,), 0.01)
+    saliency[:8] = torch.linspace(1.0, 0.5, 8)
+    kept = retained(decoder.step(0, saliency={SaliencyRequest(2, 'prefill'): saliency}))
+    assert len(kept) == 4 and max(kept) < 8
+    assert len({0, 1, 2} & set(kept)) == 1
+    plain = make(retention_ratio=0.2, quota_scope='joint', forecast=False, pool=1)
+    kept = retained(plain.step(0, saliency={SaliencyRequest(2, 'prefill'): saliency}))
+    assert kept == [0, 1, 2, 3]
+
+
+def test_attention_of_the_action_rows_that_shifts_is_a_boundary(make):
+    decoder = make(similarity_threshold=0.92)
+    decoder.step(0)
+    assert decoder.step(1).keyframe is None
+    shifted = {SaliencyRequest(2, 'action'): torch.linspace(1, 0, 20) ** 8}
+    assert decoder.step(2, saliency=shifted).keyframe is KeyframeReason.SUBTASK_BOUNDARY
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'pool': 0.5}, 'pool'),
+        ({'pool': float('nan')}, 'pool'),
+        ({'early_queries': 'words'}, 'early_queries'),
+        ({'variant': 'code'}, "variant 'paper' only"),
+        ({'retention_ratio': 0.0}, 'retention_ratio'),
+    ],
+)
+def test_bad_settings_are_refused(n_layers, settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_pruner('diverse_forecast', n_layers, **settings)
