@@ -88,8 +88,10 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument('--out', type=Path, default=Path('out/demo'), help='where results go')
     parser.add_argument('--task', default='pick_place', help='task of the simulated robot')
     parser.add_argument('--seeds', default='', help='scenes, e.g. 800000:800005; empty: the usual')
-    parser.add_argument('--method', default='safe_pruner', help='pruning method')
-    parser.add_argument('--retention', type=float, default=0.3, help='share of visual tokens kept')
+    parser.add_argument('--method', default='', help="pruning method; empty: the policy file's")
+    parser.add_argument(
+        '--retention', type=float, help="share of visual tokens kept; none: the policy file's"
+    )
     parser.add_argument('--checkpoint', default='', help='weights file; empty: the shipped ones')
     parser.add_argument('--timeout', type=float, default=270.0, help='give up after, s')
     parser.add_argument(

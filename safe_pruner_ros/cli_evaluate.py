@@ -47,8 +47,9 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument('--task', default='', help='task; empty: pick_place')
     parser.add_argument(
         '--methods', nargs='+', default=[], metavar='METHOD', help='names, with settings as '
-        '"safe_pruner:tau=0.9,alpha=0.5"; "safe_pruner:published" leaves the policy file out; '
-        'none: unpruned safe_pruner random fastv'
+        '"safe_pruner:tau=0.9,alpha=0.5", a ratio of its own as "fastv@0.25"; '
+        '"safe_pruner:published" leaves the policy file out; '
+        'none: unpruned diverse_forecast safe_pruner random fastv'
     )  # fmt: skip
     parser.add_argument(
         '--retention', nargs='+', default=[], metavar='RATIO', help='in (0, 1]; none: 0.3'

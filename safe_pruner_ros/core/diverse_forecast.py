@@ -1,4 +1,4 @@
-"""Diverse forecast: SAFE-Pruner that does not keep two tokens where one tells as much.
+"""Diverse forecast: SAFE-Pruner that gives most places to tokens unlike those already kept.
 
 Not from a paper: two ideas of others on SAFE-Pruner's seams (read `safe_pruner.py` first; equation
 numbers are that paper's, arXiv 2605.29662). Measurements and reasons: docs/experiments.md.
@@ -6,14 +6,18 @@ numbers are that paper's, arXiv 2605.29662). Measurements and reasons: docs/expe
     early    s^K is averaged over all rows before the action rows ('prefill'), as FastV's paper
              has it (arXiv 2403.06764, Sec. 4). In a small network the early action rows do not
              look at the target yet
-    pool     the K * ``pool`` tokens with the highest fused saliency s_t (Eq. 5)
-    filter   the K of them that resemble each other least: greedy max-min diversity over the
-             visual features, as DivPrune (arXiv 2503.02175) does over all tokens and VLA-Pruner
-             over its pool (`diversity.py`). Salient tokens lie side by side and repeat each other
+    certain  the highest ``certain`` * K of the fused saliency s_t (Eq. 5) stay
+    diverse  the other places go, one by one, to the token that resembles what is kept least:
+             greedy max-min diversity over the visual features, as DivPrune (arXiv 2503.02175)
+             does without any saliency (`diversity.py`)
 
-Layer, deep layers S, matching, keyframes: SAFE-Pruner's. Retained: exactly K tokens. Between steps
-it keeps what SAFE-Pruner keeps. Cost beyond SAFE-Pruner's: a row of attention for every prompt
-token instead of the action rows, V^2 D for the distances and K dependent steps for the filter.
+Salient tokens lie side by side and repeat each other, and saliency that is wrong is wrong at the
+same place in every step while the policy stands still. Diversity shows a bit of everything. Alone
+it depends on the picture only, so that what it leaves out, it would leave out for ever.
+
+Layer, deep layers S, matching, keyframes, Eq. 6 (action rows) and what is kept between steps:
+SAFE-Pruner's. Retained: exactly K tokens. Cost beyond SAFE-Pruner's: a row of attention for every
+prompt token beside the action rows, V^2 D for the distances and K dependent steps.
 """
 
 from __future__ import annotations
@@ -22,21 +26,15 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 from safe_pruner_ros.core.correspondence import MatchScope
-from safe_pruner_ros.core.diversity import diversity_saliency
+from safe_pruner_ros.core.diversity import farthest_points
 from safe_pruner_ros.core.pruner import StepContext
 from safe_pruner_ros.core.safe_pruner import SafePruner
 from safe_pruner_ros.core.safe_pruner_config import Requests, SafePrunerConfig, requests_of
 from safe_pruner_ros.core.saliency import Norm
-from safe_pruner_ros.core.selection import (
-    QuotaScope,
-    RetainedTokens,
-    quota_groups,
-    ranks,
-    select_retained,
-)
+from safe_pruner_ros.core.selection import QuotaScope, RetainedTokens, quota_groups
 from safe_pruner_ros.core.settings import check_choice, check_range
 from safe_pruner_ros.core.tokens import QueryGroup
 
@@ -48,21 +46,22 @@ class DiverseForecastConfig(SafePrunerConfig):
 
     Parameters
     ----------
-    pool : candidates for each token that stays, >= 1; 1 switches the filter off.
+    certain : share of the retained tokens that saliency alone decides, in [0, 1]; rounded up, in
+        each view if ``quota_scope`` is 'per_view'.
     early_queries : the rows that Eq. 1 asks in the last full layer; Eq. 6 asks the action rows.
     """
 
-    similarity_threshold: float = 0.5
+    similarity_threshold: float = 0.3
     norm: Norm = 'l1'
     match_scope: MatchScope = 'per_view'
-    quota_scope: QuotaScope = 'per_view'
+    quota_scope: QuotaScope = 'joint'
     max_keyframe_age: int | None = 16
-    pool: float = 2.0
+    certain: float = 0.25
     early_queries: QueryGroup = 'prefill'
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range('pool', self.pool, 1, math.inf, '2 chooses one of two; 1 is no filter')
+        check_range('certain', self.certain, 0, 1, '0 is DivPrune, 1 no diversity')
         check_choice('early_queries', self.early_queries, ('prefill', 'action', 'text', 'last'))
         if self.variant != 'paper':
             raise ValueError(
@@ -86,8 +85,18 @@ class DiverseForecast(SafePruner):
     def _select(self, context: StepContext, saliency: Float[torch.Tensor, ' V']) -> RetainedTokens:
         config, layout = self.config, context.layout
         ratio, scope = config.retention_ratio, config.quota_scope
-        pool = torch.zeros(layout.n_visual, dtype=torch.bool, device=saliency.device)
-        for group, quota in quota_groups(layout, ratio, scope):
-            pool[group] = ranks(saliency[group]) < round(quota * config.pool)
-        picks = diversity_saliency(context.features, layout, ratio, scope, pool)
-        return select_retained(picks, ratio, layout, scope)
+        index = torch.cat(
+            [
+                self._chosen(context.features[group], saliency[group], quota) + group.start
+                for group, quota in quota_groups(layout, ratio, scope)
+            ]
+        )
+        return RetainedTokens(index.sort().values)
+
+    def _chosen(
+        self, features: Float[torch.Tensor, 'V D'], saliency: Float[torch.Tensor, ' V'], count: int
+    ) -> Int64[torch.Tensor, ' count']:
+        certain = saliency.float().sort(descending=True, stable=True).indices
+        certain = certain[: math.ceil(count * self.config.certain)]
+        everyone = torch.ones(len(saliency), dtype=torch.bool, device=saliency.device)
+        return farthest_points(features, count, everyone, certain)

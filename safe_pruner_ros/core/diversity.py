@@ -1,7 +1,8 @@
 """Farthest-point selection: tokens that resemble each other least (max-min diversity).
 
 D(i, j) = 1 - cos(x_i, x_j). The first pick is the token whose nearest other token is farthest
-away; each further pick is the token whose nearest picked token is farthest away.
+away, unless some are picked already; each further pick is the token whose nearest picked token is
+farthest away.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from safe_pruner_ros.core.tokens import TokenLayout
 
 
 def farthest_points(
-    features: Float[torch.Tensor, 'V D'], count: int, candidates: Bool[torch.Tensor, ' V']
+    features: Float[torch.Tensor, 'V D'],
+    count: int,
+    candidates: Bool[torch.Tensor, ' V'],
+    picked: Int64[torch.Tensor, ' P'] | None = None,
 ) -> Int64[torch.Tensor, ' count']:
     """``count`` different ``candidates``, in the order of the picks; at least so many must exist.
 
+    ``picked`` are in already, P <= ``count`` of the candidates; they come first.
     Equal distances take the lower index. Cost: one V x V x D product, then ``count`` steps over V
     numbers, none of which waits for the device.
     """
@@ -28,12 +33,13 @@ def farthest_points(
     distance = 1 - unit @ unit.T
     # The product rounds equal columns differently: identical tokens must stay at one distance.
     distance = distance.masked_fill(distance.abs() < TIE_TOLERANCE, 0.0)
-    itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-    gap = distance.masked_fill(itself | ~candidates, float('inf')).amin(dim=1)
+    if picked is None or not len(picked):
+        itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+        gap = distance.masked_fill(itself | ~candidates, float('inf')).amin(dim=1)
+        picked = gap.masked_fill(~candidates, float('-inf')).argmax().view(1)
+    picks, gap = [picked], distance.index_select(0, picked).amin(dim=0)
     gap = gap.masked_fill(~candidates, float('-inf'))
-    first = gap.argmax().view(1)
-    picks, gap = [first], distance.index_select(0, first)[0].masked_fill(~candidates, -torch.inf)
-    for _ in range(count - 1):
+    for _ in range(count - len(picked)):
         # A blank image is all zero distances: what was picked must not be picked again.
         gap = gap.index_fill(0, picks[-1], float('-inf'))
         picks.append(gap.argmax().view(1))

@@ -19,7 +19,7 @@ from safe_pruner_ros.sim.tasks.catalog import get_task
 
 __all__ = ['WorkerDied', 'main']
 
-DEFAULT_METHODS = ('unpruned', 'safe_pruner', 'random', 'fastv')
+DEFAULT_METHODS = ('unpruned', 'diverse_forecast', 'safe_pruner', 'random', 'fastv')
 
 Configured = Mapping[str, Mapping[str, Any]]
 
@@ -80,6 +80,8 @@ def _plan(
     asked: tuple[int | None, ...] = (None,)
     if arguments.each_object:
         asked = tuple(range(count_objects(run.task, run.seeds[0])))
+    for method, values in run.configured.items():
+        configured = {**configured, method: {**configured.get(method, {}), **values}}
     return EvaluationPlan(
         task=run.task,
         cells=build_cells(run.methods, run.retention, settings, configured),

@@ -8,12 +8,14 @@ A file holds ``about`` and a list of ``runs``; each run is one results folder::
       retention: [0.3, 0.1]
       split: test
       episodes: 300               # the first so many seeds of the split
+      configured:                 # may be: where a method starts instead of the policy file's
+        safe_pruner: {max_keyframe_age: 8}
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,13 @@ from safe_pruner_ros.core.catalog import METHODS
 
 PLANS = Path(__file__).parent / 'plans'
 KEYS = {'name', 'task', 'methods', 'retention', 'split', 'episodes'}
-OPTIONAL = {'first'}
+OPTIONAL = {'first', 'configured'}
 
 
 @dataclass(frozen=True)
 class NamedRun:
-    """One results folder of a plan. ``seeds``: of ``split``, ascending."""
+    """One results folder of a plan. ``seeds``: of ``split``, ascending. ``configured``: method ->
+    settings that replace the policy file's."""
 
     name: str
     task: str
@@ -37,6 +40,7 @@ class NamedRun:
     retention: tuple[float, ...]
     split: str
     seeds: tuple[int, ...]
+    configured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def plan_names() -> list[str]:
@@ -93,7 +97,15 @@ def _read_run(
         retention=tuple(float(ratio) for ratio in run['retention']),
         split=split or run['split'],
         seeds=tuple(span[first : first + count]),
+        configured=_configured(run.get('configured', {}), where),
     )
+
+
+def _configured(configured: Any, where: str) -> dict[str, dict[str, Any]]:
+    good = isinstance(configured, dict) and set(configured) <= set(METHODS)
+    if not good or not all(isinstance(settings, dict) for settings in configured.values()):
+        raise ValueError(f'{where}: configured is METHOD: {{SETTING: VALUE}}, got {configured!r}')
+    return configured
 
 
 def _methods(methods: Any, where: str) -> tuple[str, ...]:

@@ -141,8 +141,12 @@ class PrunerConfig:
     forecast: bool = setting(
         True, 'off: the early saliency alone decides (ablation), no step is a key timestep'
     )
-    pool: float = setting(
-        2.0, 'Diverse forecast: candidates for each token that stays; 1: no filter', '', 1.0, 1000
+    certain: float = setting(
+        0.25,
+        'Diverse forecast: share of the kept tokens that saliency alone decides',
+        '',
+        0.0,
+        1.0,
     )
     early_queries: Literal['prefill', 'action', 'text', 'last'] = setting(
         'prefill', 'Diverse forecast: tokens whose attention is the early saliency'

@@ -1,6 +1,8 @@
 """Diverse forecast: its own additions. What it takes over from SAFE-Pruner is tested there, what
 every method must do in test_pruner_catalog.py."""
 
+import math
+
 import pytest
 import torch
 from helpers.plain import cosine, mean, most_diverse, top
@@ -8,7 +10,8 @@ from helpers.plain import cosine, mean, most_diverse, top
 from safe_pruner_ros.core.catalog import build_pruner
 from safe_pruner_ros.core.pruner import KeyframeReason, SaliencyRequest
 
-VIEWS = [(range(12), 5), (range(12, 20), 3)]  # 0.4 of 12 and of 8 tokens
+VIEWS = [range(12), range(12, 20)]
+GROUPS = {'joint': [(range(20), 8)], 'per_view': [(range(12), 5), (range(12, 20), 3)]}  # 0.4
 
 
 @pytest.fixture
@@ -34,10 +37,11 @@ def test_it_asks_the_prompt_for_the_early_saliency_and_the_action_rows_for_the_r
     assert pruner.deep_requests == tuple(SaliencyRequest(k, 'action') for k in (0, 6, 7))
 
 
-@pytest.mark.parametrize('pool', [1.0, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize('certain', [0, 0.25, 0.5, 1])
+@pytest.mark.parametrize('scope', ['joint', 'per_view'])
 @pytest.mark.parametrize('seed', range(4))
-def test_pruned_step_equals_the_formula_written_out(make, pool, seed):
-    decoder = make(pool=pool, alpha=0.3)
+def test_pruned_step_equals_the_formula_written_out(make, certain, scope, seed):
+    decoder = make(certain=certain, quota_scope=scope, alpha=0.3)
     decoder.step(0)
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(20, 16, generator=generator)
@@ -46,23 +50,27 @@ def test_pruned_step_equals_the_formula_written_out(make, pool, seed):
 
     now, before = features.tolist(), decoder.features.tolist()
     source = [
-        max(members, key=lambda j: cosine(now[i], before[j]))
-        for members, _ in VIEWS
-        for i in members
+        max(members, key=lambda j: cosine(now[i], before[j])) for members in VIEWS for i in members
     ]
     rows = [decoder.saliency[SaliencyRequest(k, 'action')].tolist() for k in (0, 6, 7)]
     deep = share(mean([share([row[j] for j in source]) for row in rows]))
     fused = [0.3 * e + 0.7 * d for e, d in zip(share(early.tolist()), deep, strict=True)]
     expected = []
-    for members, quota in VIEWS:
-        candidates = sorted(top(fused, members, min(len(members), round(quota * pool))))
-        expected += most_diverse(now, candidates, quota)
+    for members, quota in GROUPS[scope]:
+        sure = top(fused, members, math.ceil(quota * certain))
+        expected += most_diverse(now, list(members), quota, sure)
     assert retained(plan) == sorted(expected)
 
 
-def test_without_filter_and_with_action_rows_it_is_safe_pruner(make):
+def test_by_saliency_alone_and_with_action_rows_it_is_safe_pruner(make):
     scopes = {'norm': 'l1', 'match_scope': 'per_view', 'quota_scope': 'per_view'}
-    mine = make(pool=1, early_queries='action', similarity_threshold=0.92)
+    mine = make(
+        certain=1,
+        early_queries='action',
+        similarity_threshold=0.92,
+        max_keyframe_age=None,
+        **scopes,
+    )
     theirs = make('safe_pruner', similarity_threshold=0.92, **scopes)
     for step in range(8):
         changes = {'features': torch.randn(20, 16, generator=torch.Generator().manual_seed(step))}
@@ -74,18 +82,19 @@ def test_without_filter_and_with_action_rows_it_is_safe_pruner(make):
         )
 
 
-def test_a_salient_token_does_not_stay_twice(make):
-    """Three of the four best look alike; the fifth, another thing, takes the place of a copy."""
-    decoder = make(retention_ratio=0.2, quota_scope='joint', forecast=False)
-    decoder.features[1] = decoder.features[2] = decoder.features[0]
+def test_the_most_salient_token_stays_and_its_copies_make_room(make):
+    """Tokens 0 to 2 look alike and are the most salient: one of them stays, and three others."""
     saliency = torch.full((20,), 0.01)
     saliency[:8] = torch.linspace(1.0, 0.5, 8)
-    kept = retained(decoder.step(0, saliency={SaliencyRequest(2, 'prefill'): saliency}))
-    assert len(kept) == 4 and max(kept) < 8
-    assert len({0, 1, 2} & set(kept)) == 1
-    plain = make(retention_ratio=0.2, quota_scope='joint', forecast=False, pool=1)
-    kept = retained(plain.step(0, saliency={SaliencyRequest(2, 'prefill'): saliency}))
-    assert kept == [0, 1, 2, 3]
+    changes = {'saliency': {SaliencyRequest(2, 'prefill'): saliency}}
+    settings = {'retention_ratio': 0.2, 'quota_scope': 'joint', 'forecast': False}
+    kept = {}
+    for certain in (0.25, 1):
+        decoder = make(certain=certain, **settings)
+        decoder.features[1] = decoder.features[2] = decoder.features[0]
+        kept[certain] = retained(decoder.step(0, **changes))
+    assert len(kept[0.25]) == 4 and {0, 1, 2} & set(kept[0.25]) == {0}
+    assert kept[1] == [0, 1, 2, 3]
 
 
 def test_attention_of_the_action_rows_that_shifts_is_a_boundary(make):
@@ -99,8 +108,8 @@ def test_attention_of_the_action_rows_that_shifts_is_a_boundary(make):
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        ({'pool': 0.5}, 'pool'),
-        ({'pool': float('nan')}, 'pool'),
+        ({'certain': float('nan')}, 'certain'),
+        ({'certain': 1.1}, 'certain'),
         ({'early_queries': 'words'}, 'early_queries'),
         ({'variant': 'code'}, "variant 'paper' only"),
         ({'retention_ratio': 0.0}, 'retention_ratio'),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from safe_pruner_ros.core.catalog import METHODS
+from safe_pruner_ros.evaluation.methods import parse_method
 from safe_pruner_ros.evaluation.named_plans import load_named_plan, plan_names
 from safe_pruner_ros.evaluation.plan import build_cells
 from safe_pruner_ros.sim.tasks.catalog import TASKS
@@ -27,14 +28,28 @@ def test_shipped_plans_build(name: str) -> None:
 
 
 def test_the_grid_is_what_was_asked_for() -> None:
-    runs = {run.task: run for run in load_named_plan('grid', SPLITS)}
-    assert set(runs) == set(TASKS)
+    runs = {run.name: run for run in load_named_plan('grid', SPLITS)}
+    variants = runs.pop('pick_place_variants')
+    assert set(runs) == set(TASKS) and variants.seeds == runs['pick_place'].seeds
     assert all(set(METHODS) <= set(run.methods) and run.split == 'test' for run in runs.values())
     assert runs['pick_place'].retention == (0.5, 0.3, 0.2, 0.1, 0.05)
     assert len(runs['pick_place'].seeds) == 300
     assert {
         (run.retention, len(run.seeds)) for task, run in runs.items() if task != 'pick_place'
     } == {((0.3, 0.1), 150)}
+
+
+def test_at_equal_tokens_every_method_is_there() -> None:
+    for run in load_named_plan('equal_tokens', SPLITS):
+        specs = [parse_method(method) for method in run.methods]
+        assert {spec.method for spec in specs} == set(METHODS)
+        assert all(spec.retention_ratio for spec in specs if spec.method != 'unpruned')
+
+
+def test_safe_pruner_is_compared_as_it_was_tuned() -> None:
+    for name in set(plan_names()) - {'baseline_options'}:
+        for run in load_named_plan(name, SPLITS):
+            assert run.configured['safe_pruner'] == CONFIGURED['safe_pruner']
 
 
 def test_choices_are_made_on_validation_scenes() -> None:
@@ -57,6 +72,9 @@ RUN = 'name: a, task: pick_place, methods: [random], retention: [0.3], split: te
         ('about: nothing', 'no list "runs"'),
         ('runs: [{name: a}]', "run 'a': a run has"),
         (f'runs: [{{{RUN}, speed: 1}}]', 'may have'),
+        (f'runs: [{{{RUN}, configured: [1]}}]', 'configured is METHOD'),
+        (f'runs: [{{{RUN}, configured: {{magic: {{}}}}}}]', 'configured is METHOD'),
+        (f'runs: [{{{RUN}, configured: {{random: 1}}}}]', 'configured is METHOD'),
         (f'runs: [{{{RUN}}}, {{{RUN}}}]', r"run names \['a'\] are there twice"),
         (f'runs: [{{{RUN.replace("split: test", "split: train")}}}]', 'split must be one of'),
         (f'runs: [{{{RUN.replace("episodes: 1", "episodes: 0")}}}]', 'episodes must be'),

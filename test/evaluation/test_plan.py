@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
 
+from safe_pruner_ros.cli_common import read_policy_file
+from safe_pruner_ros.core.catalog import alike
 from safe_pruner_ros.evaluation.methods import (
     MethodSpec,
     parse_method,
@@ -101,7 +104,12 @@ def test_method_with_settings() -> None:
         ('safe_pruner:=1', 'NAME:SETTING=VALUE'),
         ('safe_pruner:tau=0.9,,', 'NAME:SETTING=VALUE'),
         ('safe_pruner:tau=0.9,similarity_threshold=1', 'similarity_threshold is given twice'),
-        ('safe_pruner:retention_ratio=0.1', 'use --retention'),
+        ('safe_pruner:retention_ratio=0.1', 'use --retention or safe_pruner@RATIO'),
+        ('fastv@', 'NAME@RATIO'),
+        ('fastv@half', 'NAME@RATIO'),
+        ('fastv@1.5', r'\(0, 1\], got 1.5'),
+        ('fastv@nan', r'\(0, 1\], got nan'),
+        ('unpruned@0.3', "'unpruned' has no retention ratio"),
     ],
 )
 def test_wrong_methods_are_refused(text: str, message: str) -> None:
@@ -141,6 +149,32 @@ def test_cells_are_methods_times_ratios_but_unpruned_once() -> None:
     assert cells[1].settings == {'alpha': 0.2, 'pruning_layer': 2, 'retention_ratio': 0.3}
     assert cells[3].settings == {'pruning_layer': 4, 'retention_ratio': 0.3}
     assert cells[0].settings == {'pruning_layer': 2}
+
+
+def test_a_ratio_of_its_own_replaces_those_of_the_others() -> None:
+    found = parse_method('safe_pruner@0.175:published,alpha=0.2')
+    assert (found.method, found.retention_ratio) == ('safe_pruner', 0.175)
+    assert found.variant == 'safe_pruner:published,alpha=0.2'  # results name the ratio beside it
+    cells = build_cells(['random', 'fastv@0.25', 'fastv@0.1', 'unpruned'], [0.3, 0.2], {})
+    assert [(cell.variant, cell.retention_ratio) for cell in cells] == [
+        ('random', 0.3),
+        ('random', 0.2),
+        ('fastv', 0.25),
+        ('fastv', 0.1),
+        ('unpruned', 1.0),
+    ]
+    assert cells[2].settings == {'retention_ratio': 0.25}
+
+
+def test_a_policy_file_configures_all_that_share_its_settings() -> None:
+    arguments = argparse.Namespace(policy_file='embedded', checkpoint='', device='')
+    _, configured = read_policy_file(arguments)
+    assert list(configured) == ['diverse_forecast', 'safe_pruner']
+    shared = set(configured['safe_pruner'])
+    assert shared < set(configured['diverse_forecast'])
+    for name in shared:
+        assert configured['safe_pruner'][name] == configured['diverse_forecast'][name]
+    assert alike('fastv') == ('fastv',)
 
 
 def test_configured_settings_are_where_a_method_starts() -> None:

@@ -41,9 +41,9 @@ class Blinkered:
     with ``early_shifts`` it also tells the two halves of the task apart.
     """
 
-    def __init__(self, early_shifts: bool, **settings: Any) -> None:
+    def __init__(self, early_shifts: bool, method: str = 'safe_pruner', **settings: Any) -> None:
         self.spec = PolicySpec('blinkered', (ViewSpec('head', 4, 4, 2, 5),), ('a', 'g'), 8, 0.1, 4)
-        self.pruner = build_pruner('safe_pruner', N_LAYERS, retention_ratio=0.3, **settings)
+        self.pruner = build_pruner(method, N_LAYERS, retention_ratio=0.3, **settings)
         self.early_shifts = early_shifts
         self.features = torch.randn(V, 8, generator=torch.Generator().manual_seed(0))
         self.step = 0
@@ -70,7 +70,7 @@ class Blinkered:
 
     def trace(self, kept: npt.NDArray[np.int64], plan: StepPlan) -> PruningTrace:
         return PruningTrace(
-            method='safe_pruner',
+            method=self.pruner.method,
             retention_ratio=0.3,
             n_visual=V,
             retained_index=kept,
@@ -129,7 +129,8 @@ def test_it_comes_free(
 def test_the_shipped_settings_come_free(run: Callable[..., EpisodeResult]) -> None:
     """Those of config/policies, in the hardest case: early attention that never shifts."""
     config = load_config(CONFIG / 'robots' / 'sim.yaml', CONFIG / 'policies' / 'embedded.yaml')
-    settings = config.pruner.settings(accepted_settings('safe_pruner'))
+    settings = config.pruner.settings(accepted_settings(config.pruner.method))
+    settings |= {'method': config.pruner.method}
     settings.pop('retention_ratio')
     assert run(early_shifts=False, **settings).success
     blind = run(early_shifts=False, **{**settings, 'max_keyframe_age': 0})

@@ -12,11 +12,13 @@ def cosine(a, b):
     return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
 
-def most_diverse(features, members, count):
+def most_diverse(features, members, count, picked=()):
     def distance(i, j):
         return 1 - cosine(features[i], features[j])
 
-    picked = [max(members, key=lambda i: min(distance(i, j) for j in members if j != i))]
+    picked = list(picked)
+    if not picked:
+        picked = [max(members, key=lambda i: min(distance(i, j) for j in members if j != i))]
     while len(picked) < count:
         others = [i for i in members if i not in picked]
         picked.append(max(others, key=lambda i: min(distance(i, j) for j in picked)))

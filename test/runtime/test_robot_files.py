@@ -22,8 +22,8 @@ def test_loads_with_the_policy(path):
     assert config.robot.name == path.stem
     assert config.robot.dry_run is (path.stem != 'sim')
     assert [camera.name for camera in config.robot.cameras] == list(VIEWS)
-    assert config.pruner.method == 'safe_pruner'
-    assert config.pruner.retention_ratio == 0.3
+    assert config.pruner.method == 'diverse_forecast'
+    assert config.pruner.retention_ratio == 0.16
 
 
 def test_sim_file_is_the_simulator():

@@ -60,6 +60,11 @@ def main(arguments: argparse.Namespace) -> int:
     """0 when at least 80 % of the episodes were solved, else 1. ValueError for wrong requests."""
     seeds = parse_seeds(arguments.seeds) if arguments.seeds else DEMO_SEEDS
     get_task(arguments.task)  # refuses unknown names
+    config = load_config(config_file('robots', 'sim'), config_file('policies', 'embedded'))
+    robot = config.robot
+    arguments.method = arguments.method or config.pruner.method
+    if arguments.retention is None:
+        arguments.retention = config.pruner.retention_ratio
     build_pruner(arguments.method, 12, **_ratio(arguments))  # refuses unknown names and ratios
     if arguments.checkpoint and not Path(arguments.checkpoint).is_file():
         raise FileNotFoundError(f'no weights file at {arguments.checkpoint}')
@@ -77,7 +82,6 @@ def main(arguments: argparse.Namespace) -> int:
     is_plain = arguments.plain or not sys.stdout.isatty()
     screen: Screen = PlainScreen() if is_plain else LiveScreen(title)
     began_s = time.monotonic()
-    robot = load_config(config_file('robots', 'sim')).robot
     ratio = float(_ratio(arguments).get('retention_ratio', 1.0))
     record = DemoRecord(arguments.method, ratio, tuple(camera.name for camera in robot.cameras))
     problem = ''
