@@ -6,7 +6,7 @@ it went (semantic attention consistency, SAFE-Pruner Sec. 3.3 and Algorithm 2).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -58,6 +58,10 @@ class ReferenceTokens:
         index = torch.arange(layout.n_visual, device=features.device)
         preference = (other_view * farthest + distance) * layout.n_visual + index
         return cls(unit_rows(features), preference.to(torch.int32), other_view)
+
+    def with_features(self, features: Float[torch.Tensor, 'V D']) -> ReferenceTokens:
+        """The tokens of another step in the same layout."""
+        return replace(self, unit_features=unit_rows(features))
 
 
 def unit_rows(features: Float[torch.Tensor, 'V D']) -> Float[torch.Tensor, 'V D']:

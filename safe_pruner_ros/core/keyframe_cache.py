@@ -14,7 +14,7 @@ from safe_pruner_ros.core.tokens import ViewGrid
 
 @dataclass(frozen=True)
 class Keyframe:
-    """One unpruned policy step.
+    """One unpruned policy step, or what later ones made of it (`diverse_forecast.py`).
 
     ``reference``: its visual tokens, ready for matching. ``saliency`` [layers, V]: one row per
     remembered layer, in the order of the pruner that stored it; finite. ``views`` and

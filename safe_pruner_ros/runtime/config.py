@@ -151,6 +151,9 @@ class PrunerConfig:
     early_queries: Literal['prefill', 'action', 'text', 'last'] = setting(
         'prefill', 'Diverse forecast: tokens whose attention is the early saliency'
     )
+    full_first_step: bool = setting(
+        False, 'Diverse forecast: the first policy step of an episode runs in full'
+    )
     queries: Literal['last', 'action', 'text', 'prefill'] = setting(
         'prefill', 'FastV: tokens whose attention ranks the visual ones'
     )

@@ -34,14 +34,16 @@ def share(values):
 def test_it_asks_the_prompt_for_the_early_saliency_and_the_action_rows_for_the_rest(make):
     pruner = make().pruner
     assert pruner.shallow_requests == (SaliencyRequest(2, 'prefill'), SaliencyRequest(2, 'action'))
-    assert pruner.deep_requests == tuple(SaliencyRequest(k, 'action') for k in (0, 6, 7))
+    assert pruner.deep_requests == tuple(
+        SaliencyRequest(k, 'action', on_pruned_steps=True) for k in (0, 6, 7)
+    )
 
 
 @pytest.mark.parametrize('certain', [0, 0.25, 0.5, 1])
 @pytest.mark.parametrize('scope', ['joint', 'per_view'])
 @pytest.mark.parametrize('seed', range(4))
 def test_pruned_step_equals_the_formula_written_out(make, certain, scope, seed):
-    decoder = make(certain=certain, quota_scope=scope, alpha=0.3)
+    decoder = make(certain=certain, quota_scope=scope, alpha=0.3, full_first_step=True)
     decoder.step(0)
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(20, 16, generator=generator)
@@ -52,7 +54,7 @@ def test_pruned_step_equals_the_formula_written_out(make, certain, scope, seed):
     source = [
         max(members, key=lambda j: cosine(now[i], before[j])) for members in VIEWS for i in members
     ]
-    rows = [decoder.saliency[SaliencyRequest(k, 'action')].tolist() for k in (0, 6, 7)]
+    rows = [decoder.saliency[request].tolist() for request in decoder.pruner.deep_requests]
     deep = share(mean([share([row[j] for j in source]) for row in rows]))
     fused = [0.3 * e + 0.7 * d for e, d in zip(share(early.tolist()), deep, strict=True)]
     expected = []
@@ -65,6 +67,7 @@ def test_pruned_step_equals_the_formula_written_out(make, certain, scope, seed):
 def test_by_saliency_alone_and_with_action_rows_it_is_safe_pruner(make):
     scopes = {'norm': 'l1', 'match_scope': 'per_view', 'quota_scope': 'per_view'}
     mine = make(
+        full_first_step=True,
         certain=1,
         early_queries='action',
         similarity_threshold=0.92,
@@ -97,6 +100,74 @@ def test_the_most_salient_token_stays_and_its_copies_make_room(make):
     assert kept[1] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize('first', [True, False])
+def test_the_memory_follows_pruned_steps(make, first):
+    """Six steps of things that move and attention that changes, against the rule written out."""
+    decoder = make(full_first_step=first, quota_scope='joint', retention_ratio=0.25, certain=1)
+    requests = decoder.pruner.deep_requests
+    memory, before = [[0.0] * 20 for _ in requests], []
+    for step in range(6):
+        generator = torch.Generator().manual_seed(step)
+        features = torch.randn(20, 16, generator=generator)
+        early = torch.rand(20, generator=generator)
+        deep = [torch.rand(20, generator=generator) for _ in requests]
+        changes = {SaliencyRequest(2, 'prefill'): early, **dict(zip(requests, deep, strict=True))}
+        plan = decoder.step(step, features=features, saliency=changes)
+        now = features.tolist()
+        if step == 0:
+            expected = list(range(20)) if first else sorted(top(early.tolist(), range(20), 5))
+        else:
+            source = [
+                max(members, key=lambda j: cosine(now[i], before[j]))
+                for members in VIEWS
+                for i in members
+            ]
+            memory = [[row[j] for j in source] for row in memory]
+            ahead = share(mean([share(row) for row in memory]))
+            fused = [e + d for e, d in zip(share(early.tolist()), ahead, strict=True)]
+            expected = sorted(top(fused, range(20), 5))
+        kept = list(range(20)) if plan.retained is None else retained(plan)
+        assert kept == expected
+        assert (plan.keyframe is KeyframeReason.FIRST_STEP) == (first and step == 0)
+        for row, measured in zip(memory, deep, strict=True):
+            for i in kept:
+                row[i] = float(measured[i])
+        before = now
+
+
+def test_the_shift_is_measured_from_the_last_key_timestep(make):
+    """Attention that drifts a little in each step is a boundary once it is far enough."""
+    decoder = make(similarity_threshold=0.9, max_keyframe_age=None, full_first_step=True)
+    request = SaliencyRequest(2, 'action')
+    start, end = torch.linspace(1, 0, 20) ** 4, torch.linspace(0, 1, 20) ** 4
+    reasons = []
+    for step in range(12):
+        drifted = start + (end - start) * step / 11
+        reasons.append(decoder.step(step, saliency={request: drifted}).keyframe)
+    assert reasons[0] is KeyframeReason.FIRST_STEP
+    assert reasons[1:4] == [None] * 3
+    assert KeyframeReason.SUBTASK_BOUNDARY in reasons
+
+
+@pytest.mark.parametrize('bad', [float('nan'), 0.0])
+def test_deep_saliency_that_is_unusable_changes_nothing(make, bad):
+    spoilt, plain = make(), make()
+    for decoder in (spoilt, plain):
+        decoder.step(0)
+        decoder.step(1)
+    broken = {request: torch.full((20,), bad) for request in spoilt.pruner.deep_requests}
+    spoilt.step(2, saliency=broken)
+    assert retained(spoilt.step(3)) == retained(plain.step(3))
+
+
+def test_a_forced_first_step_is_full(make):
+    decoder = make(full_first_step=False)
+    assert decoder.step(0).retained is not None
+    decoder.pruner.reset()
+    decoder.pruner.force_keyframe()
+    assert decoder.step(0).retained is None
+
+
 def test_attention_of_the_action_rows_that_shifts_is_a_boundary(make):
     decoder = make(similarity_threshold=0.92)
     decoder.step(0)
@@ -109,6 +180,7 @@ def test_attention_of_the_action_rows_that_shifts_is_a_boundary(make):
     ('settings', 'message'),
     [
         ({'certain': float('nan')}, 'certain'),
+        ({'full_first_step': 'no'}, 'full_first_step'),
         ({'certain': 1.1}, 'certain'),
         ({'early_queries': 'words'}, 'early_queries'),
         ({'variant': 'code'}, "variant 'paper' only"),

@@ -60,8 +60,15 @@ class Blinkered:
         context = StepContext(self.features, LAYOUT, shallow, 'task', self.step)
         plan = self.pruner.plan(context)
         full = plan.retained is None
-        self.pruner.observe(context, plan, StepAttention(measured if full else shallow))
         kept = np.arange(V) if plan.retained is None else plan.retained.visual_index.numpy()
+        if not full:  # what was dropped is not seen
+            seen = torch.zeros(V).index_fill(0, torch.from_numpy(kept), 1.0)
+            measured = {
+                request: saliency if request in shallow else saliency * seen
+                for request, saliency in measured.items()
+                if request in shallow or request.on_pruned_steps
+            }
+        self.pruner.observe(context, plan, StepAttention(measured))
         stride = 0.05 if needed in kept else 0.0
         rows = np.stack([position + stride * np.arange(1, 9), np.zeros(8)], axis=1)
         chunk = ActionChunk(rows, ('a', 'g'), observation.stamp_ns, round(1e8))
@@ -134,4 +141,4 @@ def test_the_shipped_settings_come_free(run: Callable[..., EpisodeResult]) -> No
     settings.pop('retention_ratio')
     assert run(early_shifts=False, **settings).success
     blind = run(early_shifts=False, **{**settings, 'max_keyframe_age': 0})
-    assert not blind.success and blind.keyframe_steps == (0,)
+    assert not blind.success and set(blind.keyframe_steps) <= {0}

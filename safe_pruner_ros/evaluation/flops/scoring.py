@@ -11,31 +11,33 @@ from safe_pruner_ros.core.selection import n_retained
 from safe_pruner_ros.evaluation.flops.shapes import Model
 from safe_pruner_ros.evaluation.flops.work import Operations, linear, product
 
-Plan = Callable[[Model], Operations]
+Plan = Callable[[Model, bool], Operations]
 
 
-def _nothing(_: Model) -> Operations:
+def _nothing(_: Model, is_key: bool) -> Operations:
     """Sums, sorts and cosines of a token with itself: no matrix product."""
     return []
 
 
-def _all_pairs(model: Model) -> Operations:
+def _all_pairs(model: Model, is_key: bool) -> Operations:
     """Each visual token against each: matching, or the distances of a diversity filter."""
     return [product(model.tokens.visual, model.features, model.tokens.visual)]
 
 
-def _match_and_filter(model: Model) -> Operations:
-    return _all_pairs(model) + _all_pairs(model)
+def _match_and_choose(model: Model, is_key: bool) -> Operations:
+    """A key timestep matches; a pruned step also measures distances, and matches to remember."""
+    return _all_pairs(model, is_key) * (1 if is_key else 3)
 
 
-def _raters(model: Model) -> Operations:
+def _raters(model: Model, is_key: bool) -> Operations:
     """Each visual token against each word, and the raters' weighted sum."""
     tokens = model.tokens
     relevance = product(tokens.visual, model.decoder.width, tokens.text)
     return [relevance, product(1, tokens.text, tokens.visual)]
 
 
-# method -> cost of `Pruner.plan` without the saliency it asked for; whether it has key timesteps.
+# method -> what the pruner itself costs in a step, without the saliency it asked for; whether it
+# has key timesteps.
 _METHODS: dict[str, tuple[Plan, bool]] = {
     'unpruned': (_nothing, False),
     'random': (_nothing, False),
@@ -46,7 +48,7 @@ _METHODS: dict[str, tuple[Plan, bool]] = {
     'vla_pruner': (_all_pairs, True),
     'specprune_vla': (_nothing, True),
     'safe_pruner': (_all_pairs, True),
-    'diverse_forecast': (_match_and_filter, True),
+    'diverse_forecast': (_match_and_choose, True),
 }
 
 METHODS = tuple(method for method in catalog.METHODS if method in _METHODS)
@@ -87,7 +89,7 @@ def scoring(model: Model, method: str, pruner: Pruner, *, is_key: bool) -> Opera
     if is_key:
         for request in deep:
             work += _late(model, request)
-    return [*work, *_METHODS[method][0](model)]
+    return [*work, *_METHODS[method][0](model, is_key)]
 
 
 def _rows(model: Model, request: SaliencyRequest, n_pruned: int) -> Operations:

@@ -23,7 +23,12 @@ from safe_pruner_ros.evaluation.model_benchmark.random_models import (
 
 POLICIES = ('openvla', 'openvla_oft', 'pi05', 'embedded')
 RATIO = 0.3
-N_STEPS = {'safe_pruner': 2, 'specprune_vla': 2, 'vla_pruner': 4}  # until one is pruned
+N_STEPS = {
+    'safe_pruner': 2,
+    'diverse_forecast': 2,
+    'specprune_vla': 2,
+    'vla_pruner': 4,
+}  # until one is pruned
 
 
 @pytest.fixture(scope='module', params=POLICIES)
@@ -62,19 +67,22 @@ def expected(model: RandomModel, method: str, *, is_key: bool, **settings: Any) 
 @pytest.mark.parametrize('method', sorted({*scoring.METHODS} - {'vla_cache'}))
 def test_equals_torch_counter(model: RandomModel, method: str) -> None:
     settings = scoring.settings_of(method, RATIO)
+    if method == 'diverse_forecast':  # else it would hardly ever run in full
+        settings['full_first_step'] = True
     policy = model.make_policy(method, settings)
     kinds = set()
     for observation in random_observations(policy, N_STEPS.get(method, 1)):
         found, trace = counted_macs(policy, observation)
         kinds.add(trace.is_key_timestep)
-        if method == 'safe_pruner' and trace.is_key_timestep:
+        if method in ('safe_pruner', 'diverse_forecast') and trace.is_key_timestep:
             continue  # nothing to match with yet: see the next test
         assert found == expected(model, method, is_key=trace.is_key_timestep, **settings)
     assert kinds == ({True, False} if scoring.has_keyframes(method) else {False})
 
 
-def test_key_timestep_at_a_boundary(model: RandomModel) -> None:
-    method, settings = 'safe_pruner', {'retention_ratio': RATIO, 'similarity_threshold': 1.0}
+@pytest.mark.parametrize('method', ['safe_pruner', 'diverse_forecast'])
+def test_key_timestep_at_a_boundary(model: RandomModel, method: str) -> None:
+    settings = {'retention_ratio': RATIO, 'similarity_threshold': 1.0}
     policy = model.make_policy(method, settings)
     first, second = random_observations(policy, 2)
     policy.predict(first)
