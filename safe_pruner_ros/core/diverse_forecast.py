@@ -61,7 +61,7 @@ class DiverseForecastConfig(SafePrunerConfig):
         tokens, and costs much of the mean in short episodes.
     """
 
-    similarity_threshold: float = 0.3
+    similarity_threshold: float = 0.6
     norm: Norm = 'l1'
     match_scope: MatchScope = 'per_view'
     quota_scope: QuotaScope = 'joint'
