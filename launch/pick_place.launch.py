@@ -224,7 +224,9 @@ def generate_launch_description() -> LaunchDescription:
             ),
             argument('device', '', 'torch device: cpu, cuda, cuda:0 or auto; empty: YAML'),
             argument(
-                'method', '', 'pruning method: unpruned, random, fastv, safe_pruner; empty: YAML'
+                'method',
+                '',
+                'pruning method: core/catalog.py, e.g. unpruned, safe_pruner; empty: YAML',
             ),
             argument('retention_ratio', '', 'share of visual tokens kept, in (0, 1]; empty: YAML'),
             argument('instruction', '', 'what to do; empty: wait for the instruction topic'),

@@ -88,8 +88,12 @@ def _add_replay(commands: Any) -> None:
     )
     parser.add_argument('bag', type=Path, help='rosbag2 folder, .mcap, .db3, or ROS 1 .bag')
     _add_bag_arguments(parser)
-    parser.add_argument('--methods', default='safe_pruner', help='comma separated')
-    parser.add_argument('--retention', default='0.3', help='ratios in (0, 1], comma separated')
+    parser.add_argument('--methods', default='', help="comma separated; empty: the policy file's")
+    parser.add_argument(
+        '--retention',
+        default='',
+        help="ratios in (0, 1], comma separated; empty: the policy file's",
+    )
     _add_limits(parser)
     parser.add_argument('--no-video', action='store_true', help='write no overlay.mp4')
     parser.add_argument('--out', type=Path, default=Path('out/replay'), help='results folder')
@@ -102,9 +106,9 @@ def _replay(arguments: argparse.Namespace) -> int:
     parse_settings = import_module('safe_pruner_ros.evaluation.methods').parse_settings
     settings = parse_settings(arguments.settings)
     config, configured = read_config(arguments, arguments.robot_file)
-    cells = plan.build_cells(
-        names(arguments.methods), ratios(arguments.retention), settings, configured
-    )
+    methods = names(arguments.methods) or [config.pruner.method]
+    kept = ratios(arguments.retention) if arguments.retention else [config.pruner.retention_ratio]
+    cells = plan.build_cells(methods, kept, settings, configured)
     return int(import_module('safe_pruner_ros.ros.bags.replay').main(arguments, config, cells))
 
 
@@ -139,7 +143,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     at_least('--deadline-ms', arguments.deadline_ms, 0)
     plan = import_module('safe_pruner_ros.evaluation.plan')
     config, configured = read_config(arguments, arguments.robot_file)
-    method = arguments.method or next(iter(configured))
+    method = arguments.method or config.pruner.method
     tried = ratios(arguments.retention)
     taus = ratios(arguments.thresholds, '--thresholds')
     parse_settings = import_module('safe_pruner_ros.evaluation.methods').parse_settings
