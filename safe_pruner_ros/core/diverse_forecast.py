@@ -49,7 +49,7 @@ from safe_pruner_ros.core.tokens import QueryGroup
 
 @dataclass(frozen=True)
 class DiverseForecastConfig(SafePrunerConfig):
-    """SAFE-Pruner's settings with other defaults, and two more. The defaults are those of the
+    """SAFE-Pruner's settings with other defaults, and three more. The defaults are those of the
     embedded policy; tau fits no other policy unseen (`safe-pruner calibrate`).
 
     Parameters

@@ -107,7 +107,7 @@ class SafePruner:
         return StepPlan(retained=None, keyframe=reason, early=early, fallback=doubt)
 
     def _plan_early(self, context: StepContext) -> StepPlan:
-        """The ablation without forecast: no keyframe is ever needed."""
+        """By the early saliency alone: the ablation without forecast, which needs no keyframe."""
         early = context.shallow[self._requests.early]
         if doubt := _doubt(*self._checks(context).tolist()):
             return StepPlan(retained=None, early=early, fallback=doubt)
