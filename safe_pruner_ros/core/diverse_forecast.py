@@ -113,7 +113,7 @@ class DiverseForecast(SafePruner):
         if not bool(is_usable(measured)):
             return
         keyframe = self._cache.get()
-        if keyframe is None or context.step <= keyframe.step:
+        if keyframe is None or context.step <= keyframe.step:  # an episode that starts pruned
             keyframe = Keyframe(
                 reference=ReferenceTokens.of(context.features, context.layout),
                 saliency=torch.cat([measured[:1], torch.zeros_like(measured[1:])]),
@@ -121,11 +121,15 @@ class DiverseForecast(SafePruner):
                 instruction_key=context.instruction_key,
                 step=context.step,
             )
-        matched = match_tokens(context.features, keyframe.reference, self.config.match_scope)
-        saliency = transfer(keyframe.saliency, matched)  # row 0, the shift, is the keyframe's
-        saliency[1:, kept] = measured[1:, kept]
-        reference = keyframe.reference.with_features(context.features)
-        self._cache.put(replace(keyframe, reference=reference, saliency=saliency))
+        else:
+            matched = match_tokens(context.features, keyframe.reference, self.config.match_scope)
+            keyframe = replace(
+                keyframe,
+                reference=keyframe.reference.with_features(context.features),
+                saliency=transfer(keyframe.saliency, matched),  # row 0: the keyframe's shift
+            )
+        keyframe.saliency[1:, kept] = measured[1:, kept]
+        self._cache.put(keyframe)
 
     def _select(self, context: StepContext, saliency: Float[torch.Tensor, ' V']) -> RetainedTokens:
         config, layout = self.config, context.layout

@@ -142,3 +142,12 @@ def test_the_shipped_settings_come_free(run: Callable[..., EpisodeResult]) -> No
     assert run(early_shifts=False, **settings).success
     blind = run(early_shifts=False, **{**settings, 'max_keyframe_age': 0})
     assert not blind.success and set(blind.keyframe_steps) <= {0}
+
+
+def test_diversity_alone_loses_what_it_needs_again_after_each_key_timestep(
+    run: Callable[..., EpisodeResult],
+) -> None:
+    """A key timestep tells where to look, but the picture decides, and it stays the same."""
+    settings = {'method': 'diverse_forecast', 'max_keyframe_age': 16}
+    assert not run(early_shifts=False, **settings, certain=0.0).success
+    assert run(early_shifts=False, **settings, certain=0.25).success
