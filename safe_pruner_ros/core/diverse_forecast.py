@@ -57,8 +57,8 @@ class DiverseForecastConfig(SafePrunerConfig):
     certain : share of the retained tokens that saliency alone decides, in [0, 1]; rounded up, in
         each view if ``quota_scope`` is 'per_view'.
     early_queries : the rows that Eq. 1 asks in the last full layer; Eq. 6 asks the action rows.
-    full_first_step : the first step of an episode is a key timestep. Off: it
-        costs much of the mean in short episodes, and bought no success.
+    full_first_step : the first step of an episode is a key timestep. Off: it costs
+        much of the mean in short episodes, and bought no success.
     """
 
     similarity_threshold: float = 0.6
