@@ -24,7 +24,7 @@ from safe_pruner_ros.cli_common import (
     add_policy_arguments,
     at_least,
     import_ros,
-    read_policy_file,
+    read_config,
     share,
     size,
 )
@@ -170,8 +170,14 @@ def _add_benchmark(commands: Any) -> None:
     parser.add_argument(
         '--graphs', action='store_true', help='of --model: replay CUDA graphs; needs a GPU'
     )
-    parser.add_argument('--method', default='safe_pruner', help='pruning method to compare')
-    parser.add_argument('--retention', type=float, default=0.3, help='share of visual tokens kept')
+    parser.add_argument(
+        '--method', default='', help="pruning method to compare; empty: the policy file's, with "
+        '--model safe_pruner'
+    )  # fmt: skip
+    parser.add_argument(
+        '--retention', type=float, help="share of visual tokens kept; none: the policy file's, "
+        'with --model 0.3'
+    )  # fmt: skip
     parser.add_argument('--threads', default='2', help='torch threads, comma separated')
     parser.add_argument('--episodes', type=int, default=4, help='recorded scenes to replay')
     parser.add_argument('--rounds', type=int, default=20, help='replays of them')
@@ -193,12 +199,17 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         at_least(f'--{name}', getattr(arguments, name), 1)
     if arguments.model:
         share('--keyframe-share', arguments.keyframe_share)
+        arguments.method = arguments.method or 'safe_pruner'
+        arguments.retention = 0.3 if arguments.retention is None else arguments.retention
         return int(
             import_module('safe_pruner_ros.evaluation.model_benchmark.command').main(arguments)
         )
-    policy, configured = read_policy_file(arguments)
+    config, configured = read_config(arguments, 'sim')
+    arguments.method = arguments.method or config.pruner.method
+    if arguments.retention is None:
+        arguments.retention = config.pruner.retention_ratio
     benchmark = import_module('safe_pruner_ros.evaluation.benchmark')
-    return int(benchmark.main(arguments, policy, configured))
+    return int(benchmark.main(arguments, config.policy, configured))
 
 
 def run() -> NoReturn:
