@@ -65,8 +65,8 @@ def test_evaluate_says_what_it_would_run(capsys, tmp_path) -> None:
         == 0
     )
     text = capsys.readouterr().out
-    assert 'pick_place, 19 cells x 2 episodes, split test' in text
-    assert 'safe_pruner:keyframe_interval=4 at 0.1' in text and '38 episodes' in text
+    assert 'pick_place, 13 cells x 2 episodes, split test' in text
+    assert 'safe_pruner:keyframe_interval=4 at 0.1' in text and '26 episodes' in text
     assert not (tmp_path / 'out').exists()
 
 
