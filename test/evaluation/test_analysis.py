@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from safe_pruner_ros.evaluation.analysis.forecast import (
     forecast_accuracy,
     same_subtask,
 )
-from safe_pruner_ros.evaluation.analysis.keyframes import detections_of, keyframe_rows
+from safe_pruner_ros.evaluation.analysis.keyframes import detection_cases, keyframe_rows
 from safe_pruner_ros.evaluation.analysis.recording import QUERIES, Recording, collect, load, save
 from safe_pruner_ros.evaluation.analysis.subtasks import (
     boundaries_of,
@@ -217,21 +218,31 @@ def test_replay_sees_where_attention_jumps() -> None:
 # ---- key timesteps
 
 
-def test_keyframe_rows_by_hand() -> None:
-    def episode(steps: int, keys: dict[int, str], method: str = 'safe_pruner') -> dict:
-        return {
-            'task': 'pick_place', 'method': method, 'retention_ratio': 0.3,
-            'policy_steps': steps, 'keyframes': len(keys), 'keyframe_steps': list(keys),
-            'keyframe_reasons': list(keys.values()),
-        }  # fmt: skip
+def episode(steps: int, keys: dict[int, str], method: str = 'safe_pruner') -> dict[str, Any]:
+    """Its subtask changes at step 3."""
+    return {
+        'task': 'pick_place', 'method': method, 'retention_ratio': 0.3,
+        'policy_steps': steps, 'keyframes': len(keys), 'keyframe_steps': list(keys),
+        'keyframe_reasons': list(keys.values()),
+        'subtasks': ['pick'] * 3 + ['place'] * (steps - 3),
+    }  # fmt: skip
 
+
+def test_keyframe_rows_by_hand() -> None:
     first = episode(10, {0: 'first step', 4: 'subtask boundary', 6: 'stale'})
     rows = keyframe_rows([first, episode(20, {0: 'first step'}), episode(9, {}, 'random')])
     assert len(rows) == 1 and rows[0].episodes == 2
     assert rows[0].share.mean == pytest.approx(4 / 30) and rows[0].per_episode == 2
     assert rows[0].gap_mean == 3
     assert rows[0].reasons == {'first step': 0.5, 'subtask boundary': 0.25, 'stale': 0.25}
-    assert detections_of(first) == (4,)
+
+
+def test_boundaries_of_an_episode_without_key_timesteps_were_missed() -> None:
+    seen = episode(10, {0: 'first step', 4: 'subtask boundary', 6: 'stale'})
+    missed, never = episode(8, {}), episode(9, {}, 'random')
+    unnamed = episode(7, {2: 'subtask boundary'}) | {'subtasks': ()}
+    cases = detection_cases([seen, missed, never, unnamed])
+    assert cases == {'pick_place, safe_pruner at 0.3': [((3,), (4,), 10), ((3,), (), 8)]}
 
 
 # ---- estimates, files

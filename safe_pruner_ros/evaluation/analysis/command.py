@@ -25,7 +25,7 @@ from safe_pruner_ros.evaluation.analysis.core_tokens import (
 )
 from safe_pruner_ros.evaluation.analysis.estimates import Estimate
 from safe_pruner_ros.evaluation.analysis.forecast import forecast_accuracy
-from safe_pruner_ros.evaluation.analysis.keyframes import detections_of, keyframe_rows
+from safe_pruner_ros.evaluation.analysis.keyframes import detection_cases, keyframe_rows
 from safe_pruner_ros.evaluation.analysis.recording import Recording, collect
 from safe_pruner_ros.evaluation.analysis.subtasks import (
     DetectionScore,
@@ -212,14 +212,7 @@ def _subtasks_of_recordings(request: _Request) -> Answer:
 
 
 def _subtasks_of_results(request: _Request) -> Answer:
-    groups: dict[str, list[tuple[tuple[int, ...], tuple[int, ...], int]]] = {}
-    for episode in request.results():
-        subtasks = episode.get('subtasks') or ()
-        if len(subtasks) and len(subtasks) == episode['policy_steps'] and episode['keyframes']:
-            variant = episode.get('variant') or episode['method']
-            name = f'{episode["task"]}, {variant} at {episode["retention_ratio"]:g}'
-            found = (boundaries_of(subtasks), detections_of(episode), len(subtasks))
-            groups.setdefault(name, []).append(found)
+    groups = detection_cases(request.results())
     if not groups:
         raise ValueError(
             'these results hold no episode with key timesteps and the subtask of each step; '

@@ -10,7 +10,10 @@ import numpy as np
 
 from safe_pruner_ros.core.pruner import KeyframeReason
 from safe_pruner_ros.evaluation.analysis.estimates import Estimate, ratio_estimate
+from safe_pruner_ros.evaluation.analysis.subtasks import DetectionCase, boundaries_of
 from safe_pruner_ros.evaluation.results import Record
+
+Key = tuple[str, str, float]  # task, variant, retention ratio
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,40 @@ class KeyframeRow:
 
 def keyframe_rows(episodes: Iterable[Record]) -> list[KeyframeRow]:
     """One row a task, variant and ratio that took key timesteps at all, in order of appearance."""
-    groups: dict[tuple[str, str, float], list[Record]] = {}
+    return [_row(key, group) for key, group in _groups(episodes).items()]
+
+
+def detection_cases(episodes: Iterable[Record]) -> dict[str, list[DetectionCase]]:
+    """The cases of `score_detection`, by task, variant and ratio, of what took key timesteps at
+    all. An episode without any is a case as well: its boundaries were missed. Episodes whose
+    steps nobody named are none."""
+    return {
+        f'{task}, {variant} at {ratio:g}': cases
+        for (task, variant, ratio), group in _groups(episodes).items()
+        if (cases := [_case(episode) for episode in group if _has_subtasks(episode)])
+    }
+
+
+def _groups(episodes: Iterable[Record]) -> dict[Key, list[Record]]:
+    groups: dict[Key, list[Record]] = {}
     for episode in episodes:
         variant = str(episode.get('variant') or episode['method'])
         key = (str(episode['task']), variant, float(episode['retention_ratio']))
         if episode.get('policy_steps'):
             groups.setdefault(key, []).append(episode)
-    return [
-        _row(key, group)
-        for key, group in groups.items()
-        if any(episode['keyframes'] for episode in group)
-    ]
+    return {key: group for key, group in groups.items() if any(e['keyframes'] for e in group)}
 
 
-def _row(key: tuple[str, str, float], group: Sequence[Record]) -> KeyframeRow:
+def _has_subtasks(episode: Record) -> bool:
+    return len(episode.get('subtasks') or ()) == int(episode['policy_steps'])
+
+
+def _case(episode: Record) -> DetectionCase:
+    steps = int(episode['policy_steps'])
+    return boundaries_of(episode['subtasks']), _detections(episode), steps
+
+
+def _row(key: Key, group: Sequence[Record]) -> KeyframeRow:
     counts = [int(episode['keyframes']) for episode in group]
     gaps = [gap for episode in group for gap in np.diff(sorted(episode['keyframe_steps']))]
     reasons = Counter(reason for episode in group for reason in episode['keyframe_reasons'])
@@ -57,7 +80,7 @@ def _row(key: tuple[str, str, float], group: Sequence[Record]) -> KeyframeRow:
     )
 
 
-def detections_of(episode: Record) -> tuple[int, ...]:
+def _detections(episode: Record) -> tuple[int, ...]:
     """Policy steps of an evaluated episode that became key because a boundary was seen."""
     pairs = zip(episode['keyframe_steps'], episode['keyframe_reasons'], strict=True)
     return tuple(step for step, why in pairs if why == KeyframeReason.SUBTASK_BOUNDARY.value)

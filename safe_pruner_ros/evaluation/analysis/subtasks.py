@@ -20,6 +20,8 @@ from safe_pruner_ros.evaluation.analysis.recording import Recording
 
 CHANCE_DRAWS = 200
 
+DetectionCase = tuple[tuple[int, ...], tuple[int, ...], int]  # boundaries, detections, steps
+
 
 @dataclass(frozen=True)
 class EpisodeScore:
@@ -82,10 +84,8 @@ def score_episode(
     return EpisodeScore(len(true), len(found), tuple(map(int, delay[rows, columns][matched])))
 
 
-def score_detection(
-    episodes: Sequence[tuple[Sequence[int], Sequence[int], int]], tolerance: int
-) -> DetectionScore:
-    """``episodes``: (boundaries, detections, number of policy steps) each."""
+def score_detection(episodes: Sequence[DetectionCase], tolerance: int) -> DetectionScore:
+    """``episodes``: boundaries, detections and number of policy steps of each."""
     scores = [score_episode(true, found, tolerance) for true, found, _ in episodes]
     delays = [delay for score in scores for delay in score.delays]
     matched = [len(score.delays) for score in scores]
@@ -108,7 +108,7 @@ def score_detection(
 
 
 def _by_chance(
-    episodes: Sequence[tuple[Sequence[int], Sequence[int], int]],
+    episodes: Sequence[DetectionCase],
     detections: Sequence[int],
     tolerance: int,
 ) -> float:
