@@ -153,6 +153,9 @@ def _add_analyse(commands: Any) -> None:
     parser.add_argument(
         '--recordings', type=Path, default=Path('out/attention'), help='where recordings are kept'
     )
+    parser.add_argument(
+        '--method', default='safe_pruner', help='whose tau is varied for subtasks on recordings'
+    )
     parser.add_argument('--max-lag', type=int, default=10, help='of a forecast, policy steps')
     parser.add_argument('--tolerance', type=int, default=1, help='of a detection, policy steps')
     parser.add_argument('--jobs', type=int, default=0, help='episodes at a time; 0: one a core')

@@ -5,7 +5,7 @@ numbers are that paper's, arXiv 2605.29662). Measurements and reasons: docs/expe
 
     early    s^K is averaged over all rows before the action rows ('prefill'), as FastV's paper
              has it (arXiv 2403.06764, Sec. 4). In a small network the early action rows do not
-             look at the target yet
+             look at the target yet, and their shift (Eq. 6) does not tell where a subtask begins
     renewed  a pruned step measures the deep layers S, too, on the tokens that it kept, and is
              what the next step is matched to: what was kept has its measured saliency, what was
              dropped keeps its forecast. VLA-Pruner (`baselines/vla_pruner.py`) reads 0 there
@@ -56,12 +56,12 @@ class DiverseForecastConfig(SafePrunerConfig):
     ----------
     certain : share of the retained tokens that saliency alone decides, in [0, 1]; rounded up, in
         each view if ``quota_scope`` is 'per_view'.
-    early_queries : the rows that Eq. 1 asks in the last full layer; Eq. 6 asks the action rows.
+    early_queries : the rows that Eq. 1 asks in the last full layer, for Eq. 5 and 6.
     full_first_step : the first step of an episode is a key timestep. Off: it costs
         much of the mean in short episodes, and bought no success.
     """
 
-    similarity_threshold: float = 0.6
+    similarity_threshold: float = 0.75
     norm: Norm = 'l1'
     match_scope: MatchScope = 'per_view'
     quota_scope: QuotaScope = 'joint'
@@ -92,7 +92,7 @@ class DiverseForecast(SafePruner):
         published = requests_of(self.config, n_layers)
         early = replace(published.early, queries=self.config.early_queries)
         deep = tuple(replace(request, on_pruned_steps=True) for request in published.deep)
-        return Requests(early, published.shift, deep)
+        return Requests(early, early, deep)  # as published, the early saliency tells the shift
 
     def plan(self, context: StepContext) -> StepPlan:
         may_start_pruned = not (self.config.full_first_step or self._keyframe_forced)

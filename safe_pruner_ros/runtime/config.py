@@ -149,7 +149,8 @@ class PrunerConfig:
         1.0,
     )
     early_queries: Literal['prefill', 'action', 'text', 'last'] = setting(
-        'prefill', 'Diverse forecast: tokens whose attention is the early saliency'
+        'prefill',
+        'Diverse forecast: tokens whose attention is the early saliency and tells its shift',
     )
     full_first_step: bool = setting(
         False, 'Diverse forecast: the first policy step of an episode runs in full'

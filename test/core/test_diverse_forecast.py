@@ -31,9 +31,9 @@ def share(values):
     return [value / sum(values) for value in values]
 
 
-def test_it_asks_the_prompt_for_the_early_saliency_and_the_action_rows_for_the_rest(make):
+def test_it_asks_the_prompt_for_the_early_saliency_and_the_action_rows_for_the_deep(make):
     pruner = make().pruner
-    assert pruner.shallow_requests == (SaliencyRequest(2, 'prefill'), SaliencyRequest(2, 'action'))
+    assert pruner.shallow_requests == (SaliencyRequest(2, 'prefill'),)
     assert pruner.deep_requests == tuple(
         SaliencyRequest(k, 'action', on_pruned_steps=True) for k in (0, 6, 7)
     )
@@ -138,7 +138,7 @@ def test_the_memory_follows_pruned_steps(make, first):
 def test_the_shift_is_measured_from_the_last_key_timestep(make):
     """Attention that drifts a little in each step is a boundary once it is far enough."""
     decoder = make(similarity_threshold=0.9, max_keyframe_age=None, full_first_step=True)
-    request = SaliencyRequest(2, 'action')
+    request = SaliencyRequest(2, 'prefill')
     start, end = torch.linspace(1, 0, 20) ** 4, torch.linspace(0, 1, 20) ** 4
     reasons = []
     for step in range(12):
@@ -168,11 +168,11 @@ def test_a_forced_first_step_is_full(make):
     assert decoder.step(0).retained is None
 
 
-def test_attention_of_the_action_rows_that_shifts_is_a_boundary(make):
+def test_attention_of_the_prompt_that_shifts_is_a_boundary(make):
     decoder = make(similarity_threshold=0.92)
     decoder.step(0)
     assert decoder.step(1).keyframe is None
-    shifted = {SaliencyRequest(2, 'action'): torch.linspace(1, 0, 20) ** 8}
+    shifted = {SaliencyRequest(2, 'prefill'): torch.linspace(1, 0, 20) ** 8}
     assert decoder.step(2, saliency=shifted).keyframe is KeyframeReason.SUBTASK_BOUNDARY
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from safe_pruner_ros.core.safe_pruner import SafePrunerConfig
+from safe_pruner_ros.core.catalog import build_pruner
+from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.core.tokens import ViewGrid
 from safe_pruner_ros.evaluation.analysis.core_tokens import (
     core_token_loss,
@@ -209,10 +210,15 @@ def test_replay_sees_where_attention_jumps() -> None:
     looks[:3, :, 2] = 1.0
     looks[3:, :, 9] = 1.0  # elsewhere from step 3 on
     scene = recording(looks, features, ['pick'] * 3 + ['place'] * 3)
-    assert replay_detections(scene, SafePrunerConfig(similarity_threshold=0.9)) == (3,)
-    assert replay_detections(scene, SafePrunerConfig(similarity_threshold=0.0)) == ()
-    stale = SafePrunerConfig(similarity_threshold=0.0, max_keyframe_age=1)
-    assert replay_detections(scene, stale) == ()  # renewed, but nothing was detected
+    for method in ('safe_pruner', 'diverse_forecast'):
+
+        def pruner(method: str = method, **settings: Any) -> Pruner:
+            return build_pruner(method, LAYERS, **settings)
+
+        assert replay_detections(scene, pruner(similarity_threshold=0.9)) == (3,)
+        assert replay_detections(scene, pruner(similarity_threshold=0.0)) == ()
+        stale = pruner(similarity_threshold=0.0, max_keyframe_age=1)
+        assert replay_detections(scene, stale) == ()  # renewed, but nothing was detected
 
 
 # ---- key timesteps

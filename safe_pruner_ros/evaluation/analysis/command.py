@@ -14,6 +14,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from safe_pruner_ros.core.catalog import alike, build_pruner
 from safe_pruner_ros.core.safe_pruner import SafePrunerConfig
 from safe_pruner_ros.core.safe_pruner_config import requests_of
 from safe_pruner_ros.evaluation.analysis import figures
@@ -44,7 +45,7 @@ from safe_pruner_ros.runtime.config import PolicyConfig
 from safe_pruner_ros.sim.tasks.catalog import get_task
 
 DEFAULT_EPISODES = 50
-THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.95, 0.98)
+THRESHOLDS = (0.2, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.95, 0.98)
 PRUNING_RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 Answer = tuple[Any, str, Figure]  # (numbers, Markdown, plot)
@@ -62,8 +63,10 @@ class _Request:
     ) -> None:
         self.arguments = arguments
         settings = parse_settings(arguments.settings)
-        cell = build_cells(['safe_pruner'], [0.3], settings, configured)[0]
-        self.config = SafePrunerConfig(**cell.settings)
+        methods = ['safe_pruner', arguments.method]
+        cells = build_cells(methods, [0.3], settings, configured)
+        self._detector = cells[-1]
+        self.config = SafePrunerConfig(**cells[0].settings)
         self.task = get_task(arguments.task)
         self.checkpoint = policy.checkpoint
         seeds, self.split = choose_seeds(arguments.seeds, arguments.split, splits)
@@ -78,6 +81,22 @@ class _Request:
                 self.checkpoint,
                 self.arguments.jobs,
             )
+
+    def settings(self) -> dict[str, Any]:
+        """Of the method that was asked about, for the record."""
+        if self.arguments.question == 'subtasks':
+            return {'method': self._detector.method, **self._detector.resolved()}
+        return asdict(self.config)
+
+    def detector(self) -> tuple[str, Mapping[str, Any]]:
+        """(method, settings) that detect subtasks; ValueError for a method that detects none."""
+        cell = self._detector
+        if 'similarity_threshold' not in cell.resolved():
+            raise ValueError(
+                f'{cell.method} sees no subtasks, so it has no tau to vary; choose from '
+                f'{alike("safe_pruner")} with --method'
+            )
+        return cell.method, cell.settings
 
     def results(self) -> list[dict[str, Any]]:
         return read_results(self.arguments.results)
@@ -112,7 +131,7 @@ def main(
     }
     if not arguments.results:
         record |= {'task': request.task.name, 'seeds': request.seeds, 'split': request.split}
-        record |= {'settings': asdict(request.config)}
+        record |= {'settings': request.settings()}
     (out / f'{name}.json').write_text(to_json(record) + '\n')
     (out / f'{name}.md').write_text(text)
     figure.savefig(out / f'{name}.png', dpi=150, bbox_inches='tight')
@@ -194,16 +213,15 @@ def _core_table(rows: Sequence[CoreRow]) -> str:
 
 def _subtasks_of_recordings(request: _Request) -> Answer:
     """Every threshold on the same unpruned episodes."""
+    method, settings = request.detector()
     recordings = list(request.recordings())
-    settings = asdict(request.config)
     scores = {}
     for threshold in THRESHOLDS:
-        config = SafePrunerConfig(
-            **{**settings, 'similarity_threshold': threshold, 'keyframe_interval': None}
-        )
+        varied = {**settings, 'similarity_threshold': threshold, 'keyframe_interval': None}
+        pruner = build_pruner(method, recordings[0].n_layers, **varied)
         scores[f'tau {threshold:g}'] = score_detection(
             [
-                (boundaries_of(r.subtasks), replay_detections(r, config), r.n_steps)
+                (boundaries_of(r.subtasks), replay_detections(r, pruner), r.n_steps)
                 for r in recordings
             ],
             request.arguments.tolerance,

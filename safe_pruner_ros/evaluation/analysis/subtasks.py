@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from safe_pruner_ros.core.pruner import KeyframeReason
-from safe_pruner_ros.core.safe_pruner import SafePruner, SafePrunerConfig
+from safe_pruner_ros.core.pruner import KeyframeReason, Pruner
 from safe_pruner_ros.evaluation.analysis.estimates import Estimate, ratio_estimate
 from safe_pruner_ros.evaluation.analysis.recording import Recording
 
@@ -123,9 +122,10 @@ def _by_chance(
     return total / CHANCE_DRAWS
 
 
-def replay_detections(recording: Recording, config: SafePrunerConfig) -> tuple[int, ...]:
-    """Steps at which SAFE-Pruner with ``config`` would have seen a boundary on this episode."""
-    pruner = SafePruner(config, recording.n_layers)
+def replay_detections(recording: Recording, pruner: Pruner) -> tuple[int, ...]:
+    """Steps at which ``pruner`` would have seen a boundary on this episode. What it would have
+    dropped is measured all the same, and the episode does not answer to it."""
+    pruner.reset()
     found = []
     for step in range(recording.n_steps):
         context, attention = recording.step(step)
