@@ -23,7 +23,7 @@ def test_loads_with_the_policy(path):
     assert config.robot.dry_run is (path.stem != 'sim')
     assert [camera.name for camera in config.robot.cameras] == list(VIEWS)
     assert config.pruner.method == 'diverse_forecast'
-    assert config.pruner.retention_ratio == 0.18
+    assert config.pruner.retention_ratio == 0.25
 
 
 def test_sim_file_is_the_simulator():
