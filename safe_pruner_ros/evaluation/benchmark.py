@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from typing import Any
 
 from safe_pruner_ros.evaluation.latency import markdown_table, ratio_line, run_benchmark
 from safe_pruner_ros.evaluation.methods import parse_settings
 from safe_pruner_ros.evaluation.plan import build_cells
 from safe_pruner_ros.evaluation.policy_source import PolicySource
-from safe_pruner_ros.evaluation.provenance import git_commit, machine
+from safe_pruner_ros.evaluation.provenance import run_facts
 from safe_pruner_ros.evaluation.results import to_json
 from safe_pruner_ros.runtime.config import PolicyConfig
 from safe_pruner_ros.sim.env import DualArmEnv
@@ -50,12 +48,7 @@ def main(
             arguments.rounds,
             PolicySource.of(policy),
         )
-    result |= {
-        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        'command': 'safe-pruner ' + ' '.join(sys.argv[1:]),
-        'commit': git_commit(),
-        'machine': machine(),
-    }
+    result |= run_facts()
     text = ''
     for count in threads:
         found = result['threads'][str(count)]

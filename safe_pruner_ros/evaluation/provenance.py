@@ -1,4 +1,4 @@
-"""Where a number comes from: which code, which weights, which machine."""
+"""Where a number comes from: which command, code, weights and machine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,25 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+
+
+def run_facts() -> dict[str, Any]:
+    """Date, command line, commit and machine of this process, for the record it writes."""
+    return {
+        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        'command': shlex.join(['safe-pruner', *sys.argv[1:]]),
+        'commit': git_commit(),
+        'machine': machine(),
+    }
 
 
 def git_commit(folder: Path | None = None) -> str:

@@ -10,13 +10,12 @@ import argparse
 import os
 import sys
 import time
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safe_pruner_ros.evaluation.node_timing import MessageTimes, markdown_table, node_timing
-from safe_pruner_ros.evaluation.provenance import git_commit, machine
+from safe_pruner_ros.evaluation.provenance import run_facts
 from safe_pruner_ros.evaluation.results import to_json
 from safe_pruner_ros.ros.demo.processes import (
     ChildDied,
@@ -58,10 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
     finally:
         rclpy.try_shutdown()
     result = {
-        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        'command': 'safe-pruner ' + ' '.join(sys.argv[1:]),
-        'commit': git_commit(),
-        'machine': machine(),
+        **run_facts(),
         'image_px': arguments.image_px,
         'camera_rate_hz': arguments.camera_rate,
         'seconds': arguments.seconds,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +36,7 @@ from safe_pruner_ros.evaluation.closed_loop import read_results
 from safe_pruner_ros.evaluation.execution import on_backend
 from safe_pruner_ros.evaluation.methods import parse_settings
 from safe_pruner_ros.evaluation.plan import build_cells, choose_seeds
-from safe_pruner_ros.evaluation.provenance import git_commit
+from safe_pruner_ros.evaluation.provenance import run_facts
 from safe_pruner_ros.evaluation.results import to_json
 from safe_pruner_ros.evaluation.tables import table
 from safe_pruner_ros.runtime.config import PolicyConfig
@@ -124,9 +122,7 @@ def main(
     name = arguments.question.replace('-', '_')
     record = {
         'question': arguments.question,
-        'command': 'safe-pruner ' + ' '.join(sys.argv[1:]),
-        'commit': git_commit(),
-        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        **run_facts(),
         'answer': numbers,
     }
     if not arguments.results:

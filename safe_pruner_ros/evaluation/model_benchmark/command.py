@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import resource
-import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -30,7 +28,7 @@ from safe_pruner_ros.evaluation.model_benchmark.random_models import (
     build_random_model,
     random_observations,
 )
-from safe_pruner_ros.evaluation.provenance import git_commit, machine
+from safe_pruner_ros.evaluation.provenance import run_facts
 from safe_pruner_ros.evaluation.results import to_json
 from safe_pruner_ros.policies.device import choose_device, choose_dtype
 from safe_pruner_ros.policies.graphed_decoder import use_graphs
@@ -210,12 +208,7 @@ def main(arguments: argparse.Namespace) -> int:
         graphs=arguments.graphs,
         dtype=arguments.dtype or 'auto',
     )
-    result |= {
-        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        'command': 'safe-pruner ' + ' '.join(sys.argv[1:]),
-        'commit': git_commit(),
-        'machine': machine(),
-    }
+    result |= run_facts()
     text = ''
     for count, found in result['threads'].items():
         text += (

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from datetime import datetime, timezone
 from typing import Any
 
 from safe_pruner_ros.evaluation.plan import Cell
 from safe_pruner_ros.evaluation.policy_source import PolicySource
-from safe_pruner_ros.evaluation.provenance import git_commit, machine
+from safe_pruner_ros.evaluation.provenance import run_facts
 from safe_pruner_ros.evaluation.replay.metrics import Limits, evaluate_replay
 from safe_pruner_ros.evaluation.replay.replay import build_lanes, replay
 from safe_pruner_ros.evaluation.replay.report import write_report
@@ -89,10 +87,7 @@ def facts_of_run(policy: PolicyConfig) -> dict[str, Any]:
         'policy': policy.name,
         'checkpoint': policy.checkpoint or 'shipped',
         'device': policy.device,
-        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        'commit': git_commit(),
-        'machine': machine(),
-        'command': shlex.join(['safe-pruner', *sys.argv[1:]]),
+        **run_facts(),
     }
 
 
