@@ -154,7 +154,9 @@ def _add_analyse(commands: Any) -> None:
         '--recordings', type=Path, default=Path('out/attention'), help='where recordings are kept'
     )
     parser.add_argument(
-        '--method', default='safe_pruner', help='whose tau is varied for subtasks on recordings'
+        '--method',
+        default='',
+        help='whose tau is varied for subtasks on recordings; empty: safe_pruner',
     )
     parser.add_argument('--max-lag', type=int, default=10, help='of a forecast, policy steps')
     parser.add_argument('--tolerance', type=int, default=1, help='of a detection, policy steps')

@@ -80,6 +80,7 @@ def test_evaluate_says_what_it_would_run(capsys, tmp_path) -> None:
         (['analyse', 'forecast', '--max-lag', '0'], '--max-lag'),
         (['analyse', 'subtasks', '--tolerance', '-1'], '--tolerance'),
         (['analyse', 'subtasks', '--method', 'fastv'], 'sees no subtasks'),
+        (['analyse', 'forecast', '--method', 'fastv'], 'for subtasks on recordings only'),
         (['analyse', 'forecast', '--task', 'juggle'], "unknown task 'juggle'"),
         (['table', '/nowhere'], 'no evaluation results at /nowhere'),
         (['table', '/nowhere', '--baseline', 'magic'], 'unknown pruning method'),

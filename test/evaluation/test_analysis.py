@@ -13,7 +13,6 @@ import pytest
 from scipy import stats
 
 from safe_pruner_ros.core.catalog import build_pruner
-from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.core.tokens import ViewGrid
 from safe_pruner_ros.evaluation.analysis.core_tokens import (
     core_token_loss,
@@ -204,21 +203,20 @@ def test_wrong_scores_are_refused(boundaries, detections, tolerance, message) ->
         score_episode(boundaries, detections, tolerance)
 
 
-def test_replay_sees_where_attention_jumps() -> None:
+@pytest.mark.parametrize('method', ['safe_pruner', 'diverse_forecast'])
+def test_replay_sees_where_attention_jumps(method: str) -> None:
+    def found(**settings: Any) -> tuple[int, ...]:
+        return replay_detections(scene, build_pruner(method, LAYERS, **settings))
+
     features = np.repeat(RNG.normal(size=(1, V, D)), 6, axis=0)
     looks = np.full((6, LAYERS, V), 0.01)
     looks[:3, :, 2] = 1.0
     looks[3:, :, 9] = 1.0  # elsewhere from step 3 on
     scene = recording(looks, features, ['pick'] * 3 + ['place'] * 3)
-    for method in ('safe_pruner', 'diverse_forecast'):
-
-        def pruner(method: str = method, **settings: Any) -> Pruner:
-            return build_pruner(method, LAYERS, **settings)
-
-        assert replay_detections(scene, pruner(similarity_threshold=0.9)) == (3,)
-        assert replay_detections(scene, pruner(similarity_threshold=0.0)) == ()
-        stale = pruner(similarity_threshold=0.0, max_keyframe_age=1)
-        assert replay_detections(scene, stale) == ()  # renewed, but nothing was detected
+    assert found(similarity_threshold=0.9) == (3,)
+    assert found(similarity_threshold=0.0) == ()
+    # renewed, but nothing was detected
+    assert found(similarity_threshold=0.0, max_keyframe_age=1) == ()
 
 
 # ---- key timesteps

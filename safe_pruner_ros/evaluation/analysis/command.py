@@ -61,7 +61,7 @@ class _Request:
     ) -> None:
         self.arguments = arguments
         settings = parse_settings(arguments.settings)
-        methods = ['safe_pruner', arguments.method]
+        methods = ['safe_pruner', arguments.method or 'safe_pruner']
         cells = build_cells(methods, [0.3], settings, configured)
         self._detector = cells[-1]
         self.config = SafePrunerConfig(**cells[0].settings)
@@ -116,6 +116,8 @@ def main(
     }
     if arguments.question in ('forecast', 'core-tokens') and arguments.results:
         raise ValueError(f'{arguments.question} reads recordings, no results; leave them out')
+    if arguments.method and (arguments.question != 'subtasks' or arguments.results):
+        raise ValueError('--method is for subtasks on recordings only; leave it out')
     numbers, text, figure = questions[arguments.question](request)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
