@@ -10,8 +10,9 @@ import pytest
 
 from safe_pruner_ros import cli
 from safe_pruner_ros.evaluation.closed_loop import read_results
-from safe_pruner_ros.evaluation.plots import draw_keyframes, draw_success
+from safe_pruner_ros.evaluation.plots import draw_keyframes
 from safe_pruner_ros.evaluation.results import ResultsError
+from safe_pruner_ros.evaluation.success_plots import METHOD_COLOURS, draw_rates, draw_success
 from safe_pruner_ros.evaluation.summary import summarise
 
 
@@ -83,7 +84,7 @@ def test_table_of_many_results(tmp_path: Path, capsys) -> None:
     assert safe_cell['versus_baseline']['losses'] == 2
     assert len(out.read_text().splitlines()) == len(cells) + 2  # one cell a line
     assert 'training seed' in out.with_suffix('.md').read_text()
-    for name in ('success_tokens', 'success_latency', 'keyframes'):
+    for name in ('success', 'success_tokens', 'success_latency', 'keyframes'):
         assert (out.parent / f'{name}.png').stat().st_size > 5_000
     assert '24 episodes in 3 cells' in capsys.readouterr().out
 
@@ -128,3 +129,33 @@ def test_plots_show_what_was_measured() -> None:
     heights = [bar.get_height() for bar in keys.axes[0].patches]
     assert heights == [1, 0, 0, 0, 0, 0, 1, 0, 0, 0]
     assert draw_keyframes([e for e in episodes if e['method'] == 'fastv']) is None
+
+
+def test_rates_are_sorted_and_methods_keep_their_colour() -> None:
+    right = {'unpruned': 8, 'fastv': 3, 'safe_pruner': 6, 'safe_pruner:forecast=False': 7}
+    episodes = [
+        episode(variant, seed, seed < solved, task=task)
+        for task in ('pick_place', 'pack_doll')
+        for variant, solved in right.items()
+        for seed in range(8)
+    ]
+    figure = draw_rates(summarise(episodes))
+    assert figure is not None and [a.get_title() for a in figure.axes] == [
+        'pack_doll',
+        'pick_place',
+    ]
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert rows == [
+        'unpruned @1',
+        'safe_pruner:forecast=False @0.2',
+        'safe_pruner @0.2',
+        'fastv @0.2',
+    ]
+    lines = [bars.lines[0] for bars in figure.axes[0].containers]
+    points = {int(line.get_ydata()[0]): line for line in lines}
+    assert [points[row].get_xdata()[0] for row in range(4)] == [100.0, 87.5, 75.0, 37.5]
+    ours, other = points[1], points[2]
+    assert ours.get_color() == other.get_color() == METHOD_COLOURS['safe_pruner']
+    assert ours.get_marker() != other.get_marker()
+    assert len(set(METHOD_COLOURS.values())) == len(METHOD_COLOURS)
+    assert draw_rates([]) is None

@@ -19,7 +19,7 @@ from safe_pruner_ros.evaluation.analysis.estimates import Estimate
 from safe_pruner_ros.evaluation.analysis.forecast import HOWS, ForecastRow
 from safe_pruner_ros.evaluation.analysis.keyframes import KeyframeRow
 from safe_pruner_ros.evaluation.analysis.subtasks import DetectionScore
-from safe_pruner_ros.evaluation.plots import COLOURS, GREY, MARKERS
+from safe_pruner_ros.evaluation.palette import COLOURS, GREY, MARKERS
 
 STYLES = dict(zip(HOWS, ('-', '--', ':'), strict=True))
 

@@ -16,13 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from safe_pruner_ros.evaluation.demo.timeline import MARKERS, STYLE
+from safe_pruner_ros.evaluation.palette import COLOURS, GREY
 from safe_pruner_ros.evaluation.replay.metrics import command_track, deviation
 from safe_pruner_ros.evaluation.replay.replay import Lane, Replay
 from safe_pruner_ros.types import FloatArray, JointCommand
 
-# Okabe-Ito without yellow, which is hard to see on white; unpruned is grey.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-GREY, LIMIT = '#777777', '#B00020'
+LIMIT = '#B00020'
 WIDTH_IN = 10.5
 SHOWN_JOINTS = 4
 PLOT_STYLE: Any = {**STYLE, 'svg.hashsalt': 'replay'}
