@@ -7,7 +7,7 @@ All values are frozen: whoever wants another value builds another one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -123,14 +123,35 @@ class CameraImage:
 
 @dataclass(frozen=True)
 class ArmState:
-    """Measured joints, in the order of a JointLayout: positions [n] (rad / closed fraction)."""
+    """Measured joints [n] (rad / closed fraction), in the order of ``joint_names``.
+
+    It carries the names because a policy may list the joints of a robot in another order than
+    the robot does.
+    """
 
     positions: FloatArray
+    joint_names: tuple[str, ...]
     stamp_ns: int
 
     def __post_init__(self) -> None:
+        if self.positions.shape != (len(self.joint_names),):
+            raise ValueError(
+                f'arm state must be [{len(self.joint_names)}] for {list(self.joint_names)}, '
+                f'got {list(self.positions.shape)}'
+            )
         if not np.isfinite(self.positions).all():
             raise ValueError(f'arm state has non-finite positions: {self.positions.tolist()}')
+
+    def ordered(self, names: Sequence[str]) -> FloatArray:
+        """Positions [len(names)] in that order; ValueError names what was not measured."""
+        if tuple(names) == self.joint_names:
+            return self.positions
+        place = {name: k for k, name in enumerate(self.joint_names)}
+        if missing := [name for name in names if name not in place]:
+            raise ValueError(
+                f'no measured position of {missing}; measured: {list(self.joint_names)}'
+            )
+        return self.positions[[place[name] for name in names]]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class ObservationStore:
             np.savez(
                 self._file(self._count),
                 positions=observation.state.positions,
+                joint_names=observation.state.joint_names,
                 state_stamp=observation.state.stamp_ns,
                 stamp=observation.stamp_ns,
                 instruction=observation.instruction,
@@ -45,7 +46,8 @@ class ObservationStore:
                     view: CameraImage(data[IMAGE + view], view, int(data[STAMP + view]))
                     for view in views
                 }
-                state = ArmState(data['positions'], int(data['state_stamp']))
+                joints = tuple(map(str, data['joint_names']))
+                state = ArmState(data['positions'], joints, int(data['state_stamp']))
                 yield Observation(images, state, str(data['instruction']), int(data['stamp']))
 
     def _file(self, number: int) -> Path:

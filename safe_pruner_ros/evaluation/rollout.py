@@ -175,7 +175,6 @@ class _Robot:
             raise ValueError(
                 f'policy {spec.name!r} moves {list(spec.joint_names)}, the robot has {list(names)}'
             )
-        self._to_policy = [names.index(name) for name in spec.joint_names]
         self._to_robot = [spec.joint_names.index(name) for name in names]
         horizon = settings.execution_horizon or spec.execution_horizon
         if not 1 <= horizon <= spec.chunk_size:
@@ -201,8 +200,7 @@ class _Robot:
             view.name: CameraImage(self._env.render(view.name), view.name, stamp_ns)
             for view in self._spec.views
         }
-        state = ArmState(self._env.state().positions[self._to_policy], stamp_ns)
-        return Observation(images, state, self._env.instruction, stamp_ns)
+        return Observation(images, self._env.state(), self._env.instruction, stamp_ns)
 
     def waypoints(self, chunk: ActionChunk) -> FloatArray:
         """[chunk_size, n] in the robot's joint order; ValueError if it must not be executed."""

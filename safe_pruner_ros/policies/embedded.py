@@ -138,13 +138,7 @@ class EmbeddedPolicy(PrunedPolicy):
         return images
 
     def _joints(self, observation: Observation) -> torch.Tensor:
-        positions = observation.state.positions
-        n_joints = len(self.spec.joint_names)
-        if positions.shape != (n_joints,):
-            raise ValueError(
-                f'the embedded policy reads {n_joints} joints {list(self.spec.joint_names)}, '
-                f'the observation has {list(positions.shape)}'
-            )
+        positions = observation.state.ordered(self.spec.joint_names)
         return torch.from_numpy(positions.astype(np.float32))[None].to(self._device)
 
     def _chunk(self, targets: torch.Tensor, stamp_ns: int) -> ActionChunk:

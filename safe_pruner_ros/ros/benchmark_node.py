@@ -35,7 +35,7 @@ class StandStill:
     def reset(self) -> None: ...
 
     def predict(self, observation: Observation) -> PolicyOutput:
-        rows = np.repeat(observation.state.positions[None], CHUNK_SIZE, axis=0)
+        rows = np.tile(observation.state.ordered(self.spec.joint_names), (CHUNK_SIZE, 1))
         chunk = ActionChunk(
             rows, self.spec.joint_names, observation.stamp_ns, round(PERIOD_S * 1e9)
         )

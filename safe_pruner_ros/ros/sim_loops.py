@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from safe_pruner_ros.ros.trajectory_follower import TrajectoryFollower
@@ -140,7 +140,7 @@ class PhysicsLoop(threading.Thread):
             self._tick_wall_ns = time.perf_counter_ns()
             self._tick_ns += self.period_ns
             assert self._episode is not None
-            state = ArmState(environment.state().positions, self._tick_ns)
+            state = replace(environment.state(), stamp_ns=self._tick_ns)
             saved = environment.save_state()
             self.latest = Moment(self._tick_ns, state, saved, self._episode, success, stage)
             self._on_tick(self.latest)

@@ -79,11 +79,12 @@ def warm_up(policy: Policy, layout: JointLayout, instruction: str) -> float:
         for view in policy.spec.views
     }
     middle = {joint.name: 0.5 * (joint.lower + joint.upper) for joint in layout.joints}
-    positions = np.array([middle[name] for name in policy.spec.joint_names])
+    names = policy.spec.joint_names
+    state = ArmState(np.array([middle[name] for name in names]), names, 1)
     elapsed_ms = float('nan')
     for _ in range(WARM_UP_STEPS):
         begin = time.perf_counter()
-        policy.predict(Observation(images, ArmState(positions, 1), text, 1))
+        policy.predict(Observation(images, state, text, 1))
         elapsed_ms = (time.perf_counter() - begin) * 1e3
     policy.reset()
     return elapsed_ms

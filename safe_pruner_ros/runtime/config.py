@@ -213,7 +213,8 @@ class Config:
 def check_names_fit(
     policy: str, joints: Collection[str], views: Collection[str], robot: RobotConfig
 ) -> None:
-    """Raise ConfigError unless robot and policy have the same joints and the robot its views."""
+    """Raise ConfigError unless robot and policy have the same joints (in any order) and the robot
+    has the policy's views, as required ones."""
     wanted, present = set(joints), set(robot.layout.names)
     if wanted != present:
         raise ConfigError(
@@ -227,6 +228,13 @@ def check_names_fit(
         raise ConfigError(
             f'policy {policy!r} needs the views {missing}, robot {robot.name!r} has '
             f'{sorted(cameras)}; add them to cameras in its YAML'
+        )
+    optional = {camera.name for camera in robot.cameras if not camera.required}
+    if unwatched := [view for view in views if view in optional]:
+        raise ConfigError(
+            f'policy {policy!r} looks through {unwatched}, which robot {robot.name!r} has with '
+            'required: false: a frozen or covered picture would not hold the arms. Set required: '
+            'true in its YAML'
         )
 
 

@@ -98,7 +98,11 @@ class CameraConfig:
     reliability: Literal['reliable', 'best_effort'] = setting(
         'reliable', 'QoS of the subscription; reliable if the driver offers it'
     )
-    required: bool = setting(True, 'hold the arms when this view is missing or stale')
+    required: bool = setting(
+        True,
+        'hold the arms when this view is missing or stale; must be true for the '
+        'views of the policy',
+    )
     moving_joints: tuple[str, ...] = setting(
         (), 'joints whose motion must change this picture (frozen check); empty: every arm joint'
     )

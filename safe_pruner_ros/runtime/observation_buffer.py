@@ -58,7 +58,7 @@ class ObservationBuffer:
         self._config = config
         self._layout = robot.layout
         self._lock = threading.RLock()
-        names = self._layout.names
+        names = self._names = self._layout.names
         arms = frozenset(joint.name for joint in robot.joints if joint.kind == 'arm')
         self._views = {}
         for camera in robot.cameras:
@@ -221,7 +221,8 @@ class ObservationBuffer:
 
     def _merged(self, samples: Sequence[StoredState]) -> ArmState:
         values = {joint: value for sample in samples for joint, value in sample.values.items()}
-        return ArmState(self._layout.ordered(values), min(s.stamp_ns for s in samples))
+        oldest_ns = min(s.stamp_ns for s in samples)
+        return ArmState(self._layout.ordered(values), self._names, oldest_ns)
 
     def _reasons(self, now_ns: int) -> tuple[Reason, ...]:
         if now_ns <= 0:

@@ -74,6 +74,7 @@ class DualArmEnv:
             )
         self.task = get_task(task)
         self.layout = robot.joint_layout()
+        self._names = self.layout.names
         self.control_period_s = control_period_s
         self._substeps = substeps
         self._model = build_model(self.task.receptacle, self.task.with_heads)
@@ -222,7 +223,8 @@ class DualArmEnv:
 
     def state(self) -> ArmState:
         """Measured joints in layout order."""
-        return ArmState(self._clipped(self._data.qpos[self._qpos] / self._scale), self.time_ns)
+        positions = self._clipped(self._data.qpos[self._qpos] / self._scale)
+        return ArmState(positions, self._names, self.time_ns)
 
     @property
     def time_ns(self) -> int:

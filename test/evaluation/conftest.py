@@ -67,7 +67,7 @@ class FakeEnv:
         self._positions = positions.copy()
 
     def state(self) -> ArmState:
-        return ArmState(self._positions.copy(), self.time_ns)
+        return ArmState(self._positions.copy(), self.layout.names, self.time_ns)
 
     def render(self, view: str) -> UInt8Array:
         return np.full((4, 4, 3), len(self.commands) % 256, np.uint8)

@@ -32,7 +32,7 @@ def observations(count: int = 4, first: int = 0) -> list[Observation]:
         found.append(
             Observation(
                 {'head': CameraImage(rgb, 'head', stamp_ns)},
-                ArmState(rng.standard_normal(2), stamp_ns),
+                ArmState(rng.standard_normal(2), LAYOUT.names, stamp_ns),
                 'lift it',
                 stamp_ns,
             )

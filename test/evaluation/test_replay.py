@@ -32,7 +32,12 @@ LAYOUT = JointLayout((Joint('a', 'arm', -9.0, 9.0, 9.0), Joint('g', 'gripper', 0
 def observations(count: int = 6) -> list[Observation]:
     rgb = np.zeros((4, 4, 3), np.uint8)
     return [
-        Observation({'head': CameraImage(rgb, 'head', k)}, ArmState(np.zeros(2), k), 'lift it', k)
+        Observation(
+            {'head': CameraImage(rgb, 'head', k)},
+            ArmState(np.zeros(2), LAYOUT.names, k),
+            'lift it',
+            k,
+        )
         for k in range(0, count * 400 * MS, 400 * MS)
     ]
 

@@ -48,7 +48,7 @@ class FakePolicy:
         time.sleep(self.seconds)
         if self.mode == 'raise':
             raise RuntimeError('the fake policy fails on purpose')
-        rows = np.tile(observation.state.positions, (CHUNK, 1))
+        rows = np.tile(observation.state.ordered(self.joint_names), (CHUNK, 1))
         arms = [not name.endswith('gripper') for name in self.joint_names]
         rows[:, arms] += 0.02 * np.arange(1, CHUNK + 1)[:, None]
         rows = np.clip(rows, -1.9, 1.9)

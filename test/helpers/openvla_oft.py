@@ -61,4 +61,4 @@ def observation(
         name: CameraImage(rng.integers(0, 256, (56, 56, 3), dtype=np.uint8), name, 7)
         for name in views
     }
-    return Observation(images, ArmState(np.linspace(-0.5, 0.8, 7), 7), instruction, 7)
+    return Observation(images, ArmState(np.linspace(-0.5, 0.8, 7), JOINTS, 7), instruction, 7)

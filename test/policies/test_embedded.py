@@ -50,7 +50,7 @@ def observation(
         name: CameraImage(rng.integers(0, 256, (size, size, 3), dtype=np.uint8), name, 7)
         for name in VIEWS
     }
-    return Observation(images, ArmState(np.array([0.1, -0.2, 0.3]), 7), instruction, 7)
+    return Observation(images, ArmState(np.array([0.1, -0.2, 0.3]), JOINTS, 7), instruction, 7)
 
 
 def policy(method: str = 'safe_pruner', **settings: object) -> EmbeddedPolicy:
@@ -188,8 +188,8 @@ def test_missing_view_and_wrong_joint_count_are_named() -> None:
     partial = {name: seen.images[name] for name in VIEWS[:2]}
     with pytest.raises(ValueError, match='right_wrist'):
         policy().predict(Observation(partial, seen.state, seen.instruction, 7))
-    short = ArmState(np.zeros(2), 7)
-    with pytest.raises(ValueError, match='reads 3 joints'):
+    short = ArmState(np.zeros(2), JOINTS[:2], 7)
+    with pytest.raises(ValueError, match=r"no measured position of \['grip'\]"):
         policy().predict(Observation(seen.images, short, seen.instruction, 7))
 
 
@@ -321,3 +321,13 @@ def test_patches_lie_where_their_tokens_are() -> None:
     assert torch.equal(patches[8 + 2 * 2 + 1], images[1, 32:48, 32:64].reshape(-1))
     with pytest.raises(ValueError, match='64 x 64 px do not divide into 3 x 2'):
         image_patches(images, 3, 2)
+
+
+def test_measured_joints_are_read_by_name() -> None:
+    seen = observation()
+    turned = ArmState(seen.state.positions[::-1].copy(), JOINTS[::-1], 7)
+    expected = policy().predict(seen).chunk.positions
+    got = policy().predict(replace(seen, state=turned)).chunk.positions
+    assert np.array_equal(got, expected)
+    other = ArmState(turned.positions, JOINTS, 7)
+    assert not np.array_equal(policy().predict(replace(seen, state=other)).chunk.positions, got)

@@ -95,7 +95,9 @@ class ScriptedPolicy:
     def __init__(self, script: Callable[..., np.ndarray] | None = None, chunk: int = 4) -> None:
         views = (ViewSpec('head', 24, 32, 2, 2), ViewSpec('wrist', 24, 32, 2, 2))
         self.spec = PolicySpec('scripted', views, JOINTS, chunk, 0.1, 2)
-        self.script = script or (lambda obs: np.tile(obs.state.positions, (chunk, 1)))
+        self.script = script or (
+            lambda obs: np.tile(obs.state.ordered(self.spec.joint_names), (chunk, 1))
+        )
         self.observations: list[object] = []
         self.resets = self.keyframes = 0
         self.is_key = self.is_full = False

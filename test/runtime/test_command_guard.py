@@ -36,7 +36,7 @@ class Bench:
         if targets is not None:
             names = names or self.kit.JOINTS
             command = JointCommand(np.asarray(targets, float), names, self.now - age_ns)
-        pose = ArmState(self.measured, self.now) if state is True else state
+        pose = ArmState(self.measured, self.kit.JOINTS, self.now) if state is True else state
         return self.guard.check(command, pose, self.now, reasons)
 
     def settle(self, targets, ticks=60):
@@ -162,7 +162,7 @@ def test_preview_of_a_dry_run_is_not_tracked(kit):
 @pytest.mark.parametrize(('ms', 'held'), [(90, False), (120, True), (-150, True)])
 def test_stale_measured_joints_and_commands(bench, ms, held):
     bench.settle(HOME)
-    old_state = ArmState(HOME, bench.now + TICK - ms * 1_000_000)
+    old_state = ArmState(HOME, bench.kit.JOINTS, bench.now + TICK - ms * 1_000_000)
     verdict = bench.tick(HOME, state=old_state)
     assert verdict.codes == ((Code.STATE_STALE,) if held else ())
     verdict = bench.tick(HOME, age_ns=ms * 1_000_000)
@@ -313,7 +313,7 @@ def test_no_sequence_of_events_yields_a_forbidden_command(kit, events, soft):
         if what == 'no state':
             state = None
         elif what == 'old state':
-            state = ArmState(measured, bench.now - abs(ms) * 1_000_000)
+            state = ArmState(measured, bench.kit.JOINTS, bench.now - abs(ms) * 1_000_000)
         age = ms * 1_000_000 if what == 'old command' else 0
         tick_ns = TICK if what != 'near' else abs(ms) * 100_000
         verdict = bench.tick(given_targets, reasons, state, age, ns=tick_ns)

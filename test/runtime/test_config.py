@@ -156,6 +156,11 @@ def test_policy_must_fit(kit):
         c.check_policy_fits(replace(spec, views=(ViewSpec('torso', 8, 8, 1, 1),)), robot)
     with pytest.raises(c.ConfigError, match='execution_horizon'):
         c.check_policy_fits(replace(spec, execution_horizon=9), robot)
+    head, wrist = robot.cameras
+    unwatched = replace(robot, cameras=(head, replace(wrist, required=False)))
+    with pytest.raises(c.ConfigError, match=r"looks through \['wrist'\].* required: false"):
+        c.check_policy_fits(spec, unwatched)
+    c.check_policy_fits(replace(spec, views=spec.views[:1]), unwatched)
 
 
 @pytest.mark.parametrize('method', METHODS)

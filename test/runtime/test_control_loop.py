@@ -265,3 +265,16 @@ def test_actions_from_before_a_hold_are_not_resumed(kit, make):
     bench.drop, bench.loop.worker.run_once = set(), lambda: None
     resumed = bench.run(100)
     assert resumed.codes == (Code.NO_ACTION,)
+
+
+def test_a_policy_may_list_the_joints_in_another_order(kit, make):
+    """It sees each position under its own name, and what it answers reaches the same joint."""
+    policy = kit.Policy()
+    policy.spec = replace(policy.spec, joint_names=kit.JOINTS[::-1])
+    bench = make(policy)
+    pose = {name: 0.05 * place for place, name in enumerate(kit.JOINTS, 1)}
+    bench.feed.positions = dict(pose)
+    bench.run(1000)
+    state = policy.observations[0].state
+    assert dict(zip(state.joint_names, state.positions, strict=True)) == pytest.approx(pose)
+    np.testing.assert_allclose(bench.commands[-1], list(pose.values()), atol=1e-9)

@@ -56,8 +56,9 @@ def random_observations(policy: Policy, count: int, seed: int = 0) -> list[Obser
             scene += rng.normal(0, 4, scene.shape)
             rgb = np.kron(scene.clip(0, 255), np.ones((16, 16, 1))).astype(np.uint8)
             images[name] = CameraImage(rgb, name, number)
-        joints = rng.uniform(-0.5, 0.5, len(policy.spec.joint_names))
-        observations.append(Observation(images, ArmState(joints, number), INSTRUCTION, number))
+        names = policy.spec.joint_names
+        state = ArmState(rng.uniform(-0.5, 0.5, len(names)), names, number)
+        observations.append(Observation(images, state, INSTRUCTION, number))
     return observations
 
 

@@ -141,7 +141,7 @@ def replay(
                 outputs[lanes[number].name] = output
         record.stamps_ns.append(observation.stamp_ns)
         record.instructions.append(observation.instruction)
-        record.measured.append(observation.state.positions.copy())
+        record.measured.append(observation.state.ordered(layout.names).copy())
         on_step(observation, outputs)
     return record
 

@@ -150,14 +150,7 @@ class OpenVLAFamilyPolicy(PrunedPolicy):
         return torch.stack([self._processor.normalise(picture) for picture in pictures])
 
     def _measured(self, observation: Observation) -> FloatArray:
-        positions = observation.state.positions
-        names = self.spec.joint_names
-        if positions.shape != (len(names),):
-            raise ValueError(
-                f'{self.spec.name} reads {len(names)} joints {list(names)}, the observation has '
-                f'{list(positions.shape)}'
-            )
-        return positions
+        return observation.state.ordered(self.spec.joint_names)
 
     def _chunk(self, actions: torch.Tensor, measured: FloatArray, stamp_ns: int) -> ActionChunk:
         normalised = actions.double().cpu().numpy()

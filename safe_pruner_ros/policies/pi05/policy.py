@@ -163,13 +163,7 @@ class Pi05Policy(PrunedPolicy):
         return np.pad(state, (0, max(0, self._deployment.prompt_state_dim - len(state))))
 
     def _positions(self, observation: Observation) -> npt.NDArray[np.float64]:
-        positions, names = observation.state.positions, self.spec.joint_names
-        if positions.shape != (len(names),):
-            raise ValueError(
-                f'this pi0.5 checkpoint reads {len(names)} joints {list(names)}, the observation '
-                f'has {list(positions.shape)}'
-            )
-        return positions.astype(np.float64)
+        return observation.state.ordered(self.spec.joint_names).astype(np.float64)
 
     def _pixels(self, observation: Observation) -> torch.Tensor:
         """float32 [views, 3, size, size] in [-1, 1]; ValueError names a missing view."""

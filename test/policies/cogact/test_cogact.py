@@ -58,7 +58,7 @@ def observation(
 ) -> Observation:
     rgb = np.random.default_rng(seed).integers(0, 256, (56, 56, 3), dtype=np.uint8)
     images = {'head': CameraImage(rgb, 'head', stamp_ns)}
-    return Observation(images, ArmState(np.zeros(7), stamp_ns), instruction, stamp_ns)
+    return Observation(images, ArmState(np.zeros(7), JOINTS, stamp_ns), instruction, stamp_ns)
 
 
 def pixels_of(seen: Observation) -> torch.Tensor:
@@ -355,5 +355,5 @@ def test_bad_observations_are_refused(cogact_tiny: SimpleNamespace) -> None:
         tested.check_instruction(' \n')
     with pytest.raises(ValueError, match=r"misses \['head'\]"):
         tested.predict(replace(seen, images={}))
-    with pytest.raises(ValueError, match='reads 7 joints'):
-        tested.predict(replace(seen, state=ArmState(np.zeros(3), 7)))
+    with pytest.raises(ValueError, match=r"no measured position of \['b', 'c'"):
+        tested.predict(replace(seen, state=ArmState(np.zeros(1), ('a',), 7)))

@@ -41,7 +41,7 @@ def test_two_arms_move_and_their_grippers_open_with_one(two_arms: SimpleNamespac
     )
     check_policy_fits(tested.spec, config.robot)
     rgb = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    state = ArmState(np.zeros(16), 0)
+    state = ArmState(np.zeros(16), config.robot.layout.names, 0)
     seen = Observation({'head': CameraImage(rgb, 'head', 0)}, state, 'pick up the red block', 0)
     got = tested.predict(seen).chunk.positions
     assert got.shape == (16, 16) and tested.spec.execution_horizon == 8

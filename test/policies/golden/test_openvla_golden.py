@@ -127,7 +127,7 @@ def openvla(checkpoints: Path) -> object:
 
 def observed(images: dict[str, np.ndarray], joints: np.ndarray) -> Observation:
     cameras = {name: CameraImage(rgb, name, 7) for name, rgb in images.items()}
-    return Observation(cameras, ArmState(joints, 7), TASK, 7)
+    return Observation(cameras, ArmState(joints, tuple('abcdefg'), 7), TASK, 7)
 
 
 @torch.inference_mode()

@@ -208,7 +208,7 @@ def test_from_pictures_to_actions(
         view: CameraImage(golden.picture(f'pi05 view {index}', *size), view, 7)
         for index, view in enumerate(deployment.views)
     }
-    seen = Observation(images, ArmState(np.zeros(7), 7), 'pick it', 7)
+    seen = Observation(images, ArmState(np.zeros(7), joints, 7), 'pick it', 7)
     actions = policy.predict(seen).chunk.positions
     np.testing.assert_allclose(
         actions, golden.read_json('pi05_text')[layout]['physical'], atol=TOLERANCE

@@ -186,8 +186,8 @@ def test_bad_observations_are_refused(openvla_tiny: SimpleNamespace) -> None:
         tested.predict(replace(seen, instruction='pick ' * 500))
     with pytest.raises(ValueError, match=r"misses \['wrist'\]"):
         tested.predict(observation(views=('head',)))
-    with pytest.raises(ValueError, match='reads 7 joints'):
-        tested.predict(replace(seen, state=ArmState(np.zeros(3), 7)))
+    with pytest.raises(ValueError, match=r"no measured position of \['b', 'c'"):
+        tested.predict(replace(seen, state=ArmState(np.zeros(1), ('a',), 7)))
 
 
 def test_a_failed_step_leaves_no_keyframe_behind(openvla_tiny: SimpleNamespace) -> None:

@@ -45,7 +45,7 @@ def policy(
 def observation(seed: int = 0) -> Observation:
     rgb = np.random.default_rng(seed).integers(0, 256, (56, 56, 3), dtype=np.uint8)
     images = {'head': CameraImage(rgb, 'head', 7)}
-    return Observation(images, ArmState(np.zeros(7), 7), 'pick up the red block', 7)
+    return Observation(images, ArmState(np.zeros(7), JOINTS, 7), 'pick up the red block', 7)
 
 
 @torch.no_grad()

@@ -267,7 +267,9 @@ def test_proprioception_arrives_in_the_units_of_the_checkpoint(
     openness = closedness.state.positions.copy()
     openness[6] = 1 - openness[6]
     plain = policy(openvla_tiny, 'unpruned')
-    answer = plain.predict(replace(closedness, state=ArmState(openness, 7))).chunk.positions
+    answer = plain.predict(
+        replace(closedness, state=ArmState(openness, JOINTS, 7))
+    ).chunk.positions
     grip = ActionDimension('grip', scale=-1.0, offset=1.0)
     layout = ActionLayout((*absolute(JOINTS[:6]).dimensions, grip))
     turned = policy(openvla_tiny, 'unpruned', actions=layout).predict(closedness).chunk.positions
@@ -306,3 +308,14 @@ def test_run_pruned_is_told_that_all_see_all_and_is_shown_the_pictures(
     last = seen.images[VIEWS[-1]].rgb
     assert patches.shape == (len(VIEWS) * grid**2, 14 * 14 * 3)
     np.testing.assert_array_equal(patches[-1].reshape(14, 14, 3), last[-14:, -14:])
+
+
+def test_measured_joints_are_read_by_name(openvla_tiny: SimpleNamespace) -> None:
+    """As proprioception, and as where deltas start."""
+    seen = observation()
+    turned = ArmState(seen.state.positions[::-1].copy(), JOINTS[::-1], 7)
+    layout = ActionLayout(tuple(ActionDimension(name, 'delta') for name in JOINTS))
+    for actions in (absolute(JOINTS), layout):
+        tested = policy(openvla_tiny, 'unpruned', actions=actions)
+        a, b = (tested.predict(o).chunk.positions for o in (seen, replace(seen, state=turned)))
+        assert np.array_equal(a, b)

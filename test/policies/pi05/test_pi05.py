@@ -87,7 +87,7 @@ def observation(seed: int = 0, instruction: str = 'pick it') -> Observation:
         name: CameraImage(rng.integers(0, 256, (56, 56, 3), dtype=np.uint8), name, 7)
         for name in ('head', 'wrist')
     }
-    return Observation(images, ArmState(np.array([0.1, -0.2, 0.3]), 7), instruction, 7)
+    return Observation(images, ArmState(np.array([0.1, -0.2, 0.3]), JOINTS, 7), instruction, 7)
 
 
 @torch.no_grad()
@@ -257,7 +257,7 @@ def test_a_changing_state_in_the_prompt_is_no_new_instruction(model):
     tested = policy(model, 'safe_pruner', retention_ratio=0.5, similarity_threshold=0.0)
     assert tested.predict(observation()).trace.keyframe_reason == 'first step'
     seen = observation(1)
-    moved = Observation(seen.images, ArmState(np.array([0.9, 0.8, 0.7]), 8), 'pick it', 8)
+    moved = Observation(seen.images, ArmState(np.array([0.9, 0.8, 0.7]), JOINTS, 8), 'pick it', 8)
     assert not tested.predict(moved).trace.is_key_timestep
     other = tested.predict(observation(2, 'drop it')).trace
     assert other.keyframe_reason == 'instruction changed'
@@ -265,7 +265,7 @@ def test_a_changing_state_in_the_prompt_is_no_new_instruction(model):
 
 def test_the_state_enters_through_its_prompt_form_only(model):
     seen = observation()
-    moved = Observation(seen.images, ArmState(np.array([0.9, 0.8, 0.7]), 7), 'pick it', 7)
+    moved = Observation(seen.images, ArmState(np.array([0.9, 0.8, 0.7]), JOINTS, 7), 'pick it', 7)
     for form, same in (('text', True), ('state', False)):
         robot = replace(ROBOT, prompt=form)
         a, b = (policy(model, robot=robot).predict(o).chunk.positions for o in (seen, moved))
@@ -306,8 +306,10 @@ def test_missing_view_and_wrong_joint_count_are_named(model):
     partial = {'head': seen.images['head']}
     with pytest.raises(ValueError, match=r"misses \['wrist'\]"):
         tested.predict(Observation(partial, seen.state, 'pick it', 7))
-    with pytest.raises(ValueError, match='reads 3 joints'):
-        tested.predict(Observation(seen.images, ArmState(np.zeros(2), 7), 'pick it', 7))
+    with pytest.raises(ValueError, match=r"no measured position of \['c'\]"):
+        tested.predict(
+            Observation(seen.images, ArmState(np.zeros(2), JOINTS[:2], 7), 'pick it', 7)
+        )
 
 
 def test_images_are_padded_not_stretched():
@@ -317,3 +319,11 @@ def test_images_are_padded_not_stretched():
     assert (out[:14] == 0).all() and (out[14:42] == 255).all() and (out[42:] == 0).all()
     square = np.arange(56 * 56 * 3, dtype=np.uint8).reshape(56, 56, 3)
     assert np.array_equal(resize_with_pad(square, 56), square)
+
+
+def test_measured_joints_are_read_by_name(model):
+    seen = observation()
+    turned = ArmState(seen.state.positions[::-1].copy(), JOINTS[::-1], 7)
+    moved = Observation(seen.images, turned, seen.instruction, 7)
+    a, b = (policy(model).predict(o).chunk.positions for o in (seen, moved))
+    assert np.array_equal(a, b)

@@ -116,7 +116,7 @@ def test_both_layouts_load_and_act(tmp_path, model, layout):
     tested = backend.build(folder, ROBOT, 'fastv', {'pruning_layer': 2}, base=BASE)
     assert tested.spec.joint_names == ('a', 'grip') and tested.spec.chunk_size == 3
     image = CameraImage(np.full((40, 30, 3), 90, np.uint8), 'head', 5)
-    state = ArmState(np.array([0.3, 0.5]), 5)
+    state = ArmState(np.array([0.3, 0.5]), ('a', 'grip'), 5)
     output = tested.predict(Observation({'head': image}, state, 'open it', 5))
     assert output.chunk.positions.shape == (3, 2) and output.trace.n_retained == 1
     assert np.isfinite(output.chunk.positions).all()
@@ -125,7 +125,9 @@ def test_both_layouts_load_and_act(tmp_path, model, layout):
 def test_bfloat16_acts_alike_and_keeps_its_frequencies_exact(tmp_path, model):
     folder = write(tmp_path, model)
     image = CameraImage(np.full((28, 28, 3), 90, np.uint8), 'head', 5)
-    seen = Observation({'head': image}, ArmState(np.array([0.3, 0.5]), 5), 'open it', 5)
+    seen = Observation(
+        {'head': image}, ArmState(np.array([0.3, 0.5]), ('a', 'grip'), 5), 'open it', 5
+    )
     chunks = []
     for dtype in ('float32', 'bfloat16'):
         robot = replace(ROBOT, dtype=dtype)
