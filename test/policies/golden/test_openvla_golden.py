@@ -14,6 +14,7 @@ the weights.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -126,7 +127,7 @@ def openvla(checkpoints: Path) -> object:
 
 
 def observed(
-    images: dict[str, np.ndarray], joints: np.ndarray, names: str = 'abcdefg'
+    images: dict[str, np.ndarray], joints: np.ndarray, names: Sequence[str] = 'abcdefg'
 ) -> Observation:
     cameras = {name: CameraImage(rgb, name, 7) for name, rgb in images.items()}
     return Observation(cameras, ArmState(joints, tuple(names), 7), TASK, 7)
