@@ -34,6 +34,7 @@ class Code(str, Enum):
     STATE_STALE = 'STATE_STALE'
     STATE_REORDERED = 'STATE_REORDERED'
     STATE_SKEW = 'STATE_SKEW'
+    STATE_RECOVERING = 'STATE_RECOVERING'  # at the start or after a gap: not enough samples agree
     STATE_NAMES = 'STATE_NAMES'  # a needed name is missing or repeated
     STATE_SIZE = 'STATE_SIZE'  # name[] and position[] do not fit
     STATE_NONFINITE = 'STATE_NONFINITE'

@@ -48,7 +48,11 @@ class BufferConfig:
         0.5, 'change of an arm joint between two samples that is refused', 'rad', above=0.0
     )
     state_jump_samples: int = setting(
-        25, 'consistent samples after a jump before the new pose is believed', '', 2, 10000
+        25,
+        'consistent samples before a pose that contradicts the last known one is believed',
+        '',
+        2,
+        10000,
     )
     max_instruction_chars: int = setting(
         256, 'longer instructions are refused', 'characters', 1, 4096

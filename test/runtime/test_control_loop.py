@@ -263,7 +263,7 @@ def test_actions_from_before_a_hold_are_not_resumed(kit, make):
     bench.drop = {'joints'}
     assert Code.STATE_STALE in bench.run(200).codes
     bench.drop, bench.loop.worker.run_once = set(), lambda: None
-    resumed = bench.run(100)
+    resumed = bench.run(200)
     assert resumed.codes == (Code.NO_ACTION,)
 
 
@@ -278,3 +278,40 @@ def test_a_policy_may_list_the_joints_in_another_order(kit, make):
     state = policy.observations[0].state
     assert dict(zip(state.joint_names, state.positions, strict=True)) == pytest.approx(pose)
     np.testing.assert_allclose(bench.commands[-1], list(pose.values()), atol=1e-9)
+
+
+FAR = {'left_1': -0.95, 'left_2': 0.4, 'right_1': -0.9}  # from zero: more than a believable step
+
+
+@pytest.mark.parametrize('event', ['start', 'gap', 'reset'])
+@pytest.mark.parametrize('bad', [1, 4])
+def test_a_first_bad_joint_message_moves_nothing(kit, make, event, bad):
+    """A driver that begins anew begins with zeros; the policy stays where it was told to be."""
+    bench = make()
+    true = {name: 0.1 for name in kit.JOINTS} | FAR
+
+    def tick(positions):
+        bench.clock.advance(TICK_MS * kit.MS)
+        now = bench.clock.ns
+        for side, names in (('left', kit.LEFT), ('right', kit.RIGHT)):
+            values = [positions[n] * (100 if n.endswith('grip') else 1) for n in names]
+            bench.loop.store_joints(side, names, values, now, now)
+        bench.feed.images(now)
+        bench.loop.worker.run_once()
+        verdict = bench.loop.tick(now)
+        if verdict.command is not None:
+            sent = dict(zip(kit.JOINTS, verdict.command.positions, strict=True))
+            assert sent == pytest.approx(true, abs=1e-9)
+        return verdict
+
+    if event != 'start':
+        for _ in range(50):
+            tick(true)
+    if event == 'gap':
+        bench.clock.advance(200 * kit.MS)
+    if event == 'reset':
+        bench.loop.reset()
+    for _ in range(bad):
+        tick(dict.fromkeys(kit.JOINTS, 0.0))
+    verdicts = [tick(true) for _ in range(50)]
+    assert verdicts[-1].action == 'pass' and bench.loop.status(bench.clock.ns).state == 'RUN'
