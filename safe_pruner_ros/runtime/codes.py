@@ -39,6 +39,7 @@ class Code(str, Enum):
     STATE_SIZE = 'STATE_SIZE'  # name[] and position[] do not fit
     STATE_NONFINITE = 'STATE_NONFINITE'
     STATE_JUMP = 'STATE_JUMP'
+    STATE_CONFLICT = 'STATE_CONFLICT'  # samples contradict each other: two publishers, or a cable
     STATE_OUTSIDE_LIMITS = 'STATE_OUTSIDE_LIMITS'
     # instruction
     INSTRUCTION_EMPTY = 'INSTRUCTION_EMPTY'

@@ -14,9 +14,13 @@ from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import BufferConfig, StateSourceConfig
 from safe_pruner_ros.runtime.joint_mapping import StateError, state_values
 from safe_pruner_ros.runtime.source_statistics import SourceCounter
-from safe_pruner_ros.runtime.stamps import seconds, usable_stamp
+from safe_pruner_ros.runtime.stamps import NS_PER_S, seconds, usable_stamp
 
 KEPT_SAMPLES = 256  # a second at the 250 Hz of an Astribot S1
+# An encoder that glitches contradicts itself now and then; a joint_state_publisher that was
+# forgotten beside the driver does it 10 times a second.
+MAX_CONTRADICTIONS = 5
+CONTRADICTION_WINDOW_NS = 2 * NS_PER_S
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class StateHistory:
         self._samples: deque[StoredState] = deque(maxlen=KEPT_SAMPLES)  # believed
         self._before_gap: StoredState | None = None
         self._recovers_from = 'at the start'
+        # When a sample contradicted the one before it; an arm that was moved does so once.
+        self._contradictions_ns: deque[int] = deque(maxlen=KEPT_SAMPLES)
         self._forget_doubted()
         self.counter.clear()
 
@@ -80,6 +86,8 @@ class StateHistory:
         # A refused pose may be stamped by another clock: it must not make the believed ones late.
         last = self.newest or self._last_seen
         if last is not None and stamp < last.stamp_ns:
+            if self._jumps(last, sample):  # a second publisher whose stamps lag
+                self._contradictions_ns.append(receive_ns)
             return self.counter.refuse(
                 Reason(
                     Code.STATE_REORDERED,
@@ -112,6 +120,8 @@ class StateHistory:
         """Keep a sample that no believed one vouches for; a Reason if it contradicts one."""
         last = self._last_seen
         jumps = self._jumps(last, sample) if last else []
+        if jumps:
+            self._contradictions_ns.append(sample.receive_ns)
         if jumps or not self._doubted:
             self._forget_doubted()
             self._doubted_since_ns = sample.stamp_ns
@@ -174,6 +184,14 @@ class StateHistory:
         where = f'state source {self.source.name!r} ({self.source.topic})'
         if self._last_seen is None:
             return Reason(Code.STATE_MISSING, f'{where}: no joint states yet{why}')
+        if (count := self._contradictions(now_ns)) >= MAX_CONTRADICTIONS:
+            return Reason(
+                Code.STATE_CONFLICT,
+                f'{where}: {count} times in {seconds(CONTRADICTION_WINDOW_NS):g} s a sample was '
+                f'more than {self._config.max_state_jump_rad} rad from the one before it; '
+                f'probably two publishers, see `ros2 topic info -v {self.source.topic}` and end '
+                f'one. If there is only one, check the encoders and their cables{why}',
+            )
         age_s = self.age_s(now_ns)
         if age_s > self._config.max_state_age_s:
             return Reason(
@@ -184,6 +202,10 @@ class StateHistory:
         if self.newest is None:
             return Reason(Code.STATE_RECOVERING, f'{where}: {self._recovering()}{why}')
         return None
+
+    def _contradictions(self, now_ns: int) -> int:
+        begin_ns = now_ns - CONTRADICTION_WINDOW_NS
+        return sum(stamp_ns > begin_ns for stamp_ns in self._contradictions_ns)
 
     def _recovering(self) -> str:
         newest, config = self._doubted[-1], self._config

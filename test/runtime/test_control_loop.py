@@ -315,3 +315,19 @@ def test_a_first_bad_joint_message_moves_nothing(kit, make, event, bad):
         tick(dict.fromkeys(kit.JOINTS, 0.0))
     verdicts = [tick(true) for _ in range(50)]
     assert verdicts[-1].action == 'pass' and bench.loop.status(bench.clock.ns).state == 'RUN'
+
+
+def test_two_publishers_of_joints_hold_the_arms(kit, make):
+    """A forgotten joint_state_publisher sends zeros beside the driver, which came first."""
+    bench = make(kit.Policy(reach(GOAL)))
+    bench.run(1000)
+    assert bench.verdicts[-1].action != 'hold'
+    for _ in range(50):
+        bench.clock.advance(5 * kit.MS)
+        for side, names in (('left', kit.LEFT), ('right', kit.RIGHT)):
+            away = [0.9, -0.9, 0.0]
+            bench.loop.store_joints(side, names, away, bench.clock.ns, bench.clock.ns)
+        verdict = bench.run(TICK_MS)
+    assert verdict.codes == (Code.STATE_CONFLICT, Code.STATE_CONFLICT)
+    assert bench.loop.status(bench.clock.ns).state == 'HOLD'
+    assert np.ptp(bench.commands[-40:], axis=0).max() == 0.0

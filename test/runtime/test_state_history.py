@@ -140,3 +140,48 @@ def test_the_same_stamp_again_and_again_is_never_believed_and_costs_no_memory(ma
     for ms in range(4000):
         bench.history.store(kit.LEFT, [HERE, 0.1, 10.0], kit.T0, kit.T0 + ms * kit.MS)
     assert bench.pose() is None and len(bench.history._doubted) <= 256
+
+
+@pytest.mark.parametrize('rival_ms', [20, 100, 200])
+@pytest.mark.parametrize('lag_ms', [0, 8])
+def test_a_second_publisher_is_noticed(make, rival_ms, lag_ms):
+    """Whichever is believed, the other one contradicts it; its stamps may lag or not."""
+    bench = make()
+    for _ in range(10):
+        bench.send(HERE)
+    assert bench.code() is None
+    noticed_ms = None
+    for ms in range(0, 3000, 20):
+        bench.send(HERE, ms=15)
+        if ms % rival_ms == 0:
+            reason = bench.send(ZERO, ms=5, late_ms=lag_ms)
+            assert reason.code in (Code.STATE_JUMP, Code.STATE_REORDERED)
+        else:
+            bench.now += 5_000_000
+        assert bench.pose() == HERE
+        if noticed_ms is None and bench.code() is Code.STATE_CONFLICT:
+            noticed_ms = ms
+    assert bench.code() is Code.STATE_CONFLICT and noticed_ms <= 5 * rival_ms
+    assert 'ros2 topic info -v /left/joint_states' in str(bench.history.problem(bench.now))
+    for _ in range(101):  # it ended
+        bench.send(HERE)
+    assert bench.code() is None
+
+
+def test_a_second_publisher_at_the_start_is_named(make):
+    bench = make()
+    for _ in range(4):
+        bench.send(ZERO)
+        bench.send(HERE)
+    assert bench.pose() is None and bench.code() is Code.STATE_CONFLICT
+
+
+def test_a_rare_glitch_holds_nothing_and_a_moved_arm_is_one_contradiction(make):
+    bench = make()
+    for number in range(300):
+        bench.send(ZERO if number % 50 == 49 else HERE)
+        assert number < 10 or bench.code() is None
+    for _ in range(60):
+        bench.send(ELSEWHERE)
+        assert bench.code() is not Code.STATE_CONFLICT
+    assert bench.pose() == ELSEWHERE and bench.code() is None
