@@ -70,6 +70,7 @@ class Code(str, Enum):
     START_ERROR = 'START_ERROR'  # first target too far from the measured pose
     SOFT_START = 'SOFT_START'
     TRACKING_LOST = 'TRACKING_LOST'  # the arm is not where it was sent: blocked, moved by hand
+    TRACKING_FAILING = 'TRACKING_FAILING'  # lost again and again: FAULT
     CLAMPED_TOO_LONG = 'CLAMPED_TOO_LONG'  # FAULT
 
 

@@ -104,6 +104,15 @@ class GuardConfig:
         'rad',
         above=0.0,
     )
+    tracking_hold_s: float = setting(
+        1.5, 'nothing is sent for this long after an arm was not where it was sent', 's', 0.0, 60.0
+    )
+    max_tracking_losses: int = setting(
+        3, 'such losses within tracking_window_s that latch a FAULT', '', 1, 1000
+    )
+    tracking_window_s: float = setting(
+        30.0, 'window of max_tracking_losses; a slow arm takes seconds a loss', 's', above=0.0
+    )
     max_start_outside_rad: float = setting(
         0.02, 'measured arm joint this far outside its limits may move back in', 'rad', 0.0, 0.5
     )

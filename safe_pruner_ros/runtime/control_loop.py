@@ -106,7 +106,7 @@ class ControlLoop:
         self._steady = steady
         self._max_clock_stop_s = runtime.worker.max_clock_stop_s
         self._verdict = GuardVerdict('hold', (), None)
-        self._is_void = False
+        self._is_void = self._is_lost = False
         self._forget_clock()
 
     def _forget_clock(self) -> None:
@@ -175,6 +175,11 @@ class ControlLoop:
         reasons += self.worker.hold_reasons()
         command = None if reasons else self.actions.command(now_ns)
         verdict = self.guard.check(command, self.buffer.state(), now_ns, reasons)
+        # What was planned for arms that did not follow is void as well, once a loss.
+        is_lost = Code.TRACKING_LOST in verdict.codes
+        if is_lost and not self._is_lost:
+            self.worker.void()
+        self._is_lost = is_lost
         sent = verdict.command
         self.actions.executed(None if sent is None else sent.positions, now_ns)
         if command is not None and verdict.action != 'hold':

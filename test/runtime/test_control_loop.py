@@ -331,3 +331,48 @@ def test_two_publishers_of_joints_hold_the_arms(kit, make):
     assert verdict.codes == (Code.STATE_CONFLICT, Code.STATE_CONFLICT)
     assert bench.loop.status(bench.clock.ns).state == 'HOLD'
     assert np.ptp(bench.commands[-40:], axis=0).max() == 0.0
+
+
+def test_a_blocked_arm_is_not_pushed_again_and_again(kit, make):
+    """Void, held where /diagnostics can see it, then a FAULT that only a reset ends."""
+    bench = make(
+        kit.Policy(lambda obs: np.tile(np.where(np.arange(6), 0.1, -0.7), (8, 1)), chunk=8)
+    )
+    wall, free = -0.05, bench.feed.joints
+
+    def blocked(now_ns):
+        bench.feed.positions['left_1'] = max(bench.feed.positions['left_1'], wall)
+        free(now_ns)
+
+    bench.feed.joints = blocked
+    seen = []
+    for _ in range(40):  # 20 s, looked at twice a second
+        bench.run(500)
+        seen.append((bench.loop.status(bench.clock.ns).state, bench.verdicts[-1].codes))
+    assert seen.count(('HOLD', (Code.TRACKING_LOST,))) >= 4
+    assert seen[-1] == ('FAULT', (Code.TRACKING_FAILING,))
+    lost = [Code.TRACKING_LOST in v.codes or v.is_fault for v in bench.verdicts]
+    starts = [n for n in range(1, len(lost)) if lost[n] and not lost[n - 1]]
+    assert len(starts) == 3 and all(v.command is None for v in bench.verdicts[starts[-1] :])
+    bench.loop.reset()
+    wall = -1.0
+    bench.run(1000)
+    assert bench.loop.status(bench.clock.ns).state == 'RUN'
+
+
+def test_what_was_planned_before_a_loss_is_void(kit, make):
+    bench = make(kit.Policy(lambda obs: np.tile(GOAL, (40, 1)), chunk=40))
+    bench.run(1000)
+    bench.loop.worker.run_once = lambda: None
+    generation = bench.loop.buffer.generation
+    for _ in range(30):  # somebody moves the arm, ever further from where it is sent
+        bench.feed.positions['left_2'] += 0.1
+        bench.clock.advance(TICK_MS * kit.MS)
+        bench.feed.all(bench.clock.ns)
+        verdict = bench.loop.tick(bench.clock.ns)
+        if Code.TRACKING_LOST in verdict.codes:
+            break
+    assert Code.TRACKING_LOST in verdict.codes and verdict.command is None
+    assert bench.loop.actions.command(bench.clock.ns) is None
+    bench.loop.tick(bench.clock.ns)
+    assert bench.loop.buffer.generation == generation + 1  # once

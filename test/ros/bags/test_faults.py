@@ -134,7 +134,10 @@ class Bench:
 
 @pytest.fixture
 def bench(sim_config) -> Callable[..., Bench]:
-    return lambda **more: Bench(sim_config, **more)
+    # Recorded arms follow nobody.
+    guard = replace(sim_config.runtime.guard, max_tracking_error_rad=9.0)
+    config = replace(sim_config, runtime=replace(sim_config.runtime, guard=guard))
+    return lambda **more: Bench(config, **more)
 
 
 def without(entries: list[Any], kit: Any, topic: str, begin_ms: int, end_ms: int) -> list[Any]:
