@@ -58,6 +58,7 @@ class Code(str, Enum):
     ACTION_LATE = 'ACTION_LATE'
     ACTION_OUT_OF_ORDER = 'ACTION_OUT_OF_ORDER'
     NO_ACTION = 'NO_ACTION'  # no chunk yet, or the chunk ran out
+    ACTION_OLD = 'ACTION_OLD'  # the chunk answers an observation older than max_action_age_s
     # command guard
     COMMAND_JOINTS = 'COMMAND_JOINTS'
     COMMAND_NONFINITE = 'COMMAND_NONFINITE'

@@ -77,11 +77,34 @@ class ActionConfig:
 
     fade_s: float = setting(0.15, 'cross-fade at the seam between two chunks', 's', 0.0, 5.0)
     max_action_age_s: float = setting(
-        1.5, 'commands from an observation older than this are not sent', 's', above=0.0
+        1.5,
+        'commands from an observation older than this are not sent; more than the executed part '
+        'of a chunk and the policy step after it take',
+        's',
+        above=0.0,
     )
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+
+def check_action_age(policy: str, horizon: int, period_s: float, config: ActionConfig) -> None:
+    """Raise ConfigError unless ``horizon`` actions of ``period_s``, and at least the time of one
+    more for the policy step that follows, are young enough to be sent.
+
+    Otherwise the arms would stop and go, once a chunk.
+    """
+    needed_s = (horizon + 1) * period_s
+    if needed_s <= config.max_action_age_s + 1e-9:
+        return
+    fitting = int(config.max_action_age_s / period_s + 1e-9) - 1
+    lower = f', or lower policy.execution_horizon (or that of policy.deployment) to {fitting}'
+    raise ConfigError(
+        f'policy {policy!r} executes {horizon} actions of {period_s:g} s before the next chunk; '
+        f'with the policy step after them that takes {needed_s:g} s or more, but '
+        f'runtime.actions.max_action_age_s is {config.max_action_age_s:g}: the arms would stop '
+        f'once a chunk. Raise runtime.actions.max_action_age_s' + (lower if fitting > 0 else '')
+    )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from safe_pruner_ros.runtime.action_buffer import ActionBuffer, Seam
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.command_guard import CommandGuard, GuardVerdict
 from safe_pruner_ros.runtime.config import Config, check_policy_fits
+from safe_pruner_ros.runtime.config_runtime import check_action_age
 from safe_pruner_ros.runtime.inference_worker import InferenceWorker
 from safe_pruner_ros.runtime.observation_buffer import ObservationBuffer, SourceStatistics
 from safe_pruner_ros.runtime.retention_control import RetentionController, RetentionState
@@ -58,7 +59,8 @@ class ControlLoop:
 
     Parts are public: ``buffer``, ``actions``, ``guard``, ``worker``. ``clock`` reads the node
     clock, ``steady`` a monotonic one, both in ns.
-    Raises ConfigError (check_policy_fits) when policy and robot do not fit.
+    Raises ConfigError when policy and robot do not fit (check_policy_fits), or when a chunk is
+    executed for longer than its commands may be sent (check_action_age).
     """
 
     def __init__(
@@ -71,14 +73,16 @@ class ControlLoop:
         on_audit: Callable[[Audit], None] = lambda audit: None,
         kinematics: ForwardKinematics | None = None,
     ) -> None:
-        check_policy_fits(policy.spec, config.robot)
-        runtime = config.runtime
+        spec, runtime = policy.spec, config.runtime
+        check_policy_fits(spec, config.robot)
+        horizon = min(config.policy.execution_horizon or spec.execution_horizon, spec.chunk_size)
+        period_s = config.policy.period_s or spec.period_s
+        check_action_age(spec.name, horizon, period_s, runtime.actions)
         self.buffer = ObservationBuffer(config.robot, runtime.buffer)
         self.actions = ActionBuffer(
             config.robot.layout, runtime.actions, runtime.control_period_ns
         )
         self.guard = CommandGuard(config.robot, runtime.guard, runtime.control_rate_hz)
-        horizon = config.policy.execution_horizon or policy.spec.execution_horizon
         self.audit = ShadowAudit(runtime.audit, config.robot.layout, horizon, kinematics)
         self.retention = RetentionController(
             runtime.retention, runtime.audit, config.pruner.retention_ratio
@@ -174,6 +178,8 @@ class ControlLoop:
         self._is_void = bool(reasons)
         reasons += self.worker.hold_reasons()
         command = None if reasons else self.actions.command(now_ns)
+        if not reasons and command is None and self.actions.gap is not None:
+            reasons = (self.actions.gap,)
         verdict = self.guard.check(command, self.buffer.state(), now_ns, reasons)
         # What was planned for arms that did not follow is void as well, once a loss.
         is_lost = Code.TRACKING_LOST in verdict.codes

@@ -233,6 +233,41 @@ def test_policy_that_does_not_fit_is_refused(kit):
         ControlLoop(kit.config(), policy, kit.Clock())
 
 
+@pytest.mark.parametrize(
+    ('horizon', 'period_s', 'own_horizon', 'own_period_s', 'fits'),
+    [(8, 0.2, 0, 0.0, False), (6, 0.2, 0, 0.0, True), (14, 0.1, 0, 0.0, True),
+     (8, 0.2, 5, 0.0, True), (2, 0.1, 16, 0.0, False), (4, 0.1, 0, 0.4, False),
+     (16, 0.1, 99, 0.05, True)],
+)  # fmt: skip
+def test_chunks_executed_for_longer_than_they_may_be_sent_are_refused(
+    kit, horizon, period_s, own_horizon, own_period_s, fits
+):
+    policy = kit.Policy()
+    policy.spec = replace(policy.spec, chunk_size=16, execution_horizon=horizon, period_s=period_s)
+    config = kit.config()
+    own = replace(config.policy, execution_horizon=own_horizon, period_s=own_period_s)
+    config = replace(config, policy=own)
+    if fits:
+        ControlLoop(config, policy, kit.Clock())
+        return
+    with pytest.raises(ConfigError) as refused:
+        ControlLoop(config, policy, kit.Clock())
+    text = str(refused.value)
+    assert (
+        'runtime.actions.max_action_age_s is 1.5' in text
+        and 'lower policy.execution_horizon' in text
+    )
+
+
+def test_actions_that_are_too_old_are_told_as_such(kit, make):
+    bench = make(kit.Policy(lambda obs: np.tile(GOAL, (40, 1)), chunk=40))
+    bench.run(1000)
+    bench.loop.worker.run_once = lambda: None
+    held = bench.run(1700)
+    assert held.codes == (Code.ACTION_OLD,) and held.command is not None
+    assert bench.loop.status(bench.clock.ns).starved_ticks > 0
+
+
 def test_with_its_own_thread(kit):
     """Real time, real threads: commands flow, stop returns, nothing is left running."""
     import time
