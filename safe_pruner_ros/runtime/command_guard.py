@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import GuardConfig, RobotConfig
+from safe_pruner_ros.runtime.config_robot import MAX_STEP_RATE_HZ
 from safe_pruner_ros.runtime.oscillation import OscillationDetector
 from safe_pruner_ros.runtime.stamps import CLOCK_JUMP_NS, NS_PER_S, seconds
 from safe_pruner_ros.types import ArmState, FloatArray, JointCommand
@@ -52,7 +53,8 @@ class CommandGuard:
         self._names = robot.layout.names
         self._lower, self._upper = robot.layout.lower, robot.layout.upper
         self._max_velocity = robot.layout.max_velocity
-        self._max_step = np.array([joint.max_step for joint in robot.joints])
+        share = min(1.0, MAX_STEP_RATE_HZ / control_rate_hz)
+        self._max_step = share * np.array([joint.max_step for joint in robot.joints])
         self._gripper = robot.layout.is_gripper
         self._is_followed = not robot.dry_run  # a preview moves nothing, so nothing tracks it
         tolerance = np.where(

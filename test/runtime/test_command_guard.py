@@ -24,10 +24,10 @@ def arms(delta):
 class Bench:
     """A guard, its clock, and an arm that stands where it was told to (or at ``measured``)."""
 
-    def __init__(self, kit, robot=None, **settings_):
+    def __init__(self, kit, robot=None, rate_hz=50.0, **settings_):
         settings_.setdefault('soft_start_s', 0.0)
         self.kit, self.robot = kit, robot or kit.robot()
-        self.guard = CommandGuard(self.robot, GuardConfig(**settings_), 50.0)
+        self.guard = CommandGuard(self.robot, GuardConfig(**settings_), rate_hz)
         self.now, self.measured = kit.T0, HOME.copy()
 
     def tick(self, targets, reasons=(), state=True, age_ns=0, names=None, ns=TICK):
@@ -77,6 +77,19 @@ def test_step_and_velocity_limits(kit, bench):
     verdict = slow_bench.tick(HOME + 0.04)
     assert verdict.codes == (Code.VELOCITY_LIMIT,)
     assert verdict.command.positions[0] == pytest.approx(0.1 + 1.0 * 0.02)
+
+
+@pytest.mark.parametrize(('rate_hz', 'speed'), [(25, 1.25), (50, 2.5), (100, 2.5), (250, 2.5)])
+def test_a_higher_rate_of_commands_is_no_higher_speed(kit, rate_hz, speed):
+    """max_step 0.05 at 50 Hz, max_velocity 4.0: the step is what bounds."""
+    bench = Bench(kit, rate_hz=float(rate_hz), max_tracking_error_rad=9.0)
+    bench.tick(HOME, ns=1_000_000_000 // rate_hz)
+    sent = [
+        bench.tick(arms(-0.9), ns=1_000_000_000 // rate_hz).command.positions[0]
+        for _ in range(rate_hz // 5)
+    ]
+    steps = -np.diff([HOME[0], *sent])
+    assert steps.max() * rate_hz == pytest.approx(speed) and steps.max() <= 0.05 + 1e-9
 
 
 def test_ticks_in_a_burst_do_not_move_faster(bench):
