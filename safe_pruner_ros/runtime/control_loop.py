@@ -119,8 +119,13 @@ class ControlLoop:
         self._last_tick_ns: int | None = None
 
     def start(self) -> None:
-        """Start the worker; the first command follows once everything is fresh."""
+        """Start the worker; the first command follows once everything is fresh.
+
+        A new episode for policy and pruner: what they remember may be hours old. The instruction
+        stays, as does a FAULT of the policy; `set_instruction` and `reset` change them.
+        """
         self._forget_clock()
+        self.worker.forget_episode()
         self.worker.start()
 
     def stop(self, timeout_s: float = 2.0) -> bool:
@@ -165,7 +170,8 @@ class ControlLoop:
     def tick(self, now_ns: int) -> GuardVerdict:
         """One control tick, at ``runtime.control_rate_hz``: send ``verdict.command`` if not None.
 
-        ``now_ns`` is the node clock. A jump back clears everything and holds.
+        ``now_ns`` is the node clock. A jump back clears everything but the instruction and a
+        FAULT, and holds.
         """
         self._measure_period()
         reasons = self._clock_reasons(now_ns)
@@ -221,6 +227,7 @@ class ControlLoop:
         if now_ns < before_ns - CLOCK_JUMP_NS:
             self.buffer.clear()
             self.guard.forget()
+            self.worker.forget_episode()
             text = (
                 f'the node clock went back by {seconds(before_ns - now_ns):.2f} s; starting anew'
             )

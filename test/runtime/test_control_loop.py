@@ -411,3 +411,44 @@ def test_what_was_planned_before_a_loss_is_void(kit, make):
     assert bench.loop.actions.command(bench.clock.ns) is None
     bench.loop.tick(bench.clock.ns)
     assert bench.loop.buffer.generation == generation + 1  # once
+
+
+def test_a_clock_that_went_back_begins_a_new_episode_for_the_policy(kit, make):
+    bench = make(kit.Policy(reach(GOAL)))
+    bench.run(1000)
+    steps = len(bench.policy.observations)
+    bench.clock.ns = kit.T0 + 10 * kit.MS
+    assert bench.loop.tick(bench.clock.ns).codes == (Code.CLOCK_JUMPED,)
+    bench.run(1000)
+    assert len(bench.policy.observations) > steps and bench.policy.resets == 1
+    assert bench.policy.observations[-1].instruction == 'lift the cup'
+    assert bench.verdicts[-1].action != 'hold'
+
+
+def test_a_clock_that_went_back_keeps_a_fault(kit, make):
+    def script(obs):
+        raise RuntimeError('boom')
+
+    bench = make(kit.Policy(script))
+    bench.run(1500)
+    assert bench.verdicts[-1].is_fault
+    bench.clock.ns = kit.T0 + 10 * kit.MS
+    bench.loop.tick(bench.clock.ns)
+    assert bench.run(1000).is_fault and bench.loop.worker.fault is not None
+    bench.loop.reset()
+    assert bench.loop.worker.fault is None
+
+
+def test_a_second_start_begins_a_new_episode_and_keeps_the_instruction(kit, make):
+    bench = make(kit.Policy(reach(GOAL)))
+    for episode in (1, 2):
+        steps = len(bench.policy.observations)
+        bench.loop.start()
+        assert bench.loop.worker.stop(5.0)
+        bench.loop.worker._stopping = False  # its thread is gone; the bench asks in this one
+        bench.run(1000)
+        assert len(bench.policy.observations) > steps
+        assert bench.policy.resets == episode
+        assert bench.policy.observations[-1].instruction == 'lift the cup'
+        bench.loop.stop()
+        bench.clock.advance(3_600_000 * kit.MS)
