@@ -94,12 +94,21 @@ class SafePrunerNode(LifecycleNode):
     @logged_transition
     def on_activate(self, state: LifecycleState) -> None:
         session = self._configured()
+        self._refuse_changed_settings()
         session.refuse_rivals()
         session.wait_until_ready(self._settings.value('activation_timeout_s'), self._stop.is_set)
         session.refuse_rivals()
         super().on_activate(state)
         session.start()
         self.lifecycle = 'active'
+
+    def _refuse_changed_settings(self) -> None:
+        """What is shown as a parameter must be what moves the arms."""
+        if changed := self._settings.changed_since_load():
+            raise TransitionRefused(
+                f'changed since configure: {changed}; clean up and configure again, so that they '
+                'count, or set them back'
+            )
 
     @logged_transition
     def on_deactivate(self, state: LifecycleState) -> None:

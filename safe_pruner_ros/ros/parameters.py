@@ -37,6 +37,8 @@ _NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
     ('activation_timeout_s', 10.0, 'activate waits this long for fresh data of every source [s]'),
     ('diagnostics_rate_hz', 2.0, 'rate of /diagnostics [Hz]'),
 )
+# Of these and rclpy's own: what a session is built from, besides the schema.
+_SESSION_PARAMETERS = ('robot_file', 'policy_file', 'use_sim_time')
 # rclpy's own, which may stand in a parameter file as well.
 _FOREIGN = ('use_sim_time', 'qos_overrides.', 'start_type_description_service')
 
@@ -58,6 +60,7 @@ class NodeParameters:
         self._is_active, self._on_live_change = is_active, on_live_change
         self._declared: dict[str, ParameterSpec] = {}
         self._base: Config | None = None
+        self._loaded: dict[str, Any] = {}  # what the last `load` answered with, by name
         self._loading = False
         for name, default, doc in _NODE_PARAMETERS:
             node.declare_parameter(name, default, ParameterDescriptor(description=doc))
@@ -93,7 +96,21 @@ class NodeParameters:
         finally:
             self._loading = False
         self._base = base
+        self._loaded = self._locked_values()
         return self._config()
+
+    def changed_since_load(self) -> list[str]:
+        """Names of values that no longer are what `load` answered with.
+
+        A node that is inactive takes changes, but what was built from the old values stays as it
+        is. Live parameters are not listed: those reach what is loaded at once.
+        """
+        now = self._locked_values()
+        return sorted(name for name, value in self._loaded.items() if now.get(name) != value)
+
+    def _locked_values(self) -> dict[str, Any]:
+        names = [*_SESSION_PARAMETERS, *self._declared]
+        return {name: self.value(name) for name in names if name not in LIVE_PARAMETERS}
 
     def _config(self, changes: dict[str, Any] | None = None) -> Config:
         assert self._base is not None

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from rclpy.lifecycle import LifecycleNode
 
@@ -184,12 +185,21 @@ class Session:
         self._rivals = text
 
     def apply_live(self, config: Config, instruction: str | None) -> None:
-        """Live parameters. Raises ValueError if the policy cannot follow."""
-        if config.pruner != self.config.pruner:
+        """Live parameters. Raises ValueError if the policy cannot follow.
+
+        Nothing else of ``config`` counts: the rest of it is not what this session was built from.
+        """
+        wanted, current = config.pruner, self.config.pruner
+        pruner = replace(
+            current,
+            retention_ratio=wanted.retention_ratio,
+            similarity_threshold=wanted.similarity_threshold,
+        )
+        if pruner != current:
             startup.update_pruner(self.policy, config)
-            if config.pruner.retention_ratio != self.config.pruner.retention_ratio:
-                self.loop.retention.set_base(config.pruner.retention_ratio)
-            self.config = config
+            if pruner.retention_ratio != current.retention_ratio:
+                self.loop.retention.set_base(pruner.retention_ratio)
+            self.config = replace(self.config, pruner=pruner)
         if instruction is not None:
             refused = self.loop.set_instruction(instruction)
             if refused is not None:
