@@ -19,13 +19,14 @@ from safe_pruner_ros.ros import startup
 from safe_pruner_ros.ros.command_sinks import make_sink
 from safe_pruner_ros.ros.control_thread import ControlThread
 from safe_pruner_ros.ros.diagnostics import CameraFacts, NodeFacts
+from safe_pruner_ros.ros.graph_watch import GraphWatch
 from safe_pruner_ros.ros.guarded import CallbackGuard
 from safe_pruner_ros.ros.inputs import Inputs
 from safe_pruner_ros.ros.lifecycle import TransitionRefused
 from safe_pruner_ros.ros.overlay_publisher import OverlayPublishers
 from safe_pruner_ros.ros.publishers import CommandPublishers, StepPublishers
 from safe_pruner_ros.ros.resources import fastdds_profile
-from safe_pruner_ros.runtime.codes import Code
+from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import Config, check_policy_fits
 from safe_pruner_ros.runtime.control_loop import ControlLoop
 from safe_pruner_ros.runtime.shadow_audit import Audit
@@ -68,6 +69,7 @@ class Session:
         )
         self._logged_ratio = config.pruner.retention_ratio
         self._rivals = ''
+        self._blocked: tuple[Reason, ...] = ()
         self._paused_by_user = False
         self._lock = threading.Lock()
         self._verdicts: Counter[str] = Counter()
@@ -84,6 +86,10 @@ class Session:
             self._closers.append(self._steps_out.destroy)
             self._inputs = Inputs(node, config.robot, self.loop, guard, use_sim_time)
             self._closers.append(self._inputs.destroy)
+            # An optional view that the policy reads is an input like any other.
+            views = {camera.name for camera in config.robot.cameras if camera.required}
+            views |= {view.name for view in self.policy.spec.views}
+            self._graph = GraphWatch(node, self._inputs, views)
             self._overlays = OverlayPublishers(
                 node,
                 self.policy.spec,
@@ -110,18 +116,19 @@ class Session:
     # ---- lifecycle
 
     def wait_until_ready(self, timeout_s: float, stopped: Callable[[], bool]) -> None:
-        """Block until every required source is fresh. Raises TransitionRefused naming the rest."""
+        """Block until every required source is fresh and has one publisher. Raises
+        TransitionRefused naming the rest."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             self._inputs.poll()
-            missing = self.loop.missing(self.now_ns())
+            missing = self.loop.missing(self.now_ns()) or self._graph.doubled_inputs()
             if not missing:
                 return
             if stopped():
                 raise TransitionRefused('the process was asked to stop')
             if time.monotonic() > deadline_s:
                 raise TransitionRefused(
-                    f'no fresh data after {timeout_s:g} s: '
+                    f'not ready after {timeout_s:g} s: '
                     + '; '.join(str(reason) for reason in missing)
                 )
             time.sleep(POLL_PERIOD_S)
@@ -136,13 +143,17 @@ class Session:
             raise TransitionRefused(startup.describe_rivals(rivals))
 
     def start(self) -> None:
+        self._look_at_graph()
         self.loop.start()
         self._control.start()
 
     def stop(self) -> bool:
         """No command leaves after this; False if the policy is still computing."""
         self._control.stop()
-        return self.loop.stop(WORKER_STOP_S)
+        stopped = self.loop.stop(WORKER_STOP_S)
+        self.loop.block()
+        self._blocked = ()
+        return stopped
 
     def close(self) -> None:
         """Give up subscriptions and publishers. Call `stop` first."""
@@ -172,6 +183,16 @@ class Session:
         self._inputs.follow_latched_instruction()
         if is_active:
             self._watch_rivals()
+            self._look_at_graph()
+
+    def _look_at_graph(self) -> None:
+        reasons = self._graph.look()
+        for reason in reasons:
+            if reason not in self._blocked:
+                self._node.get_logger().error(f'the arms hold: {reason}')
+        if reasons or self._blocked:
+            self.loop.block(reasons)
+        self._blocked = reasons
 
     def _watch_rivals(self) -> None:
         """Hold the arms while another node commands them; go on when it is gone."""

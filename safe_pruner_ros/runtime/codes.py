@@ -42,6 +42,8 @@ class Code(str, Enum):
     # instruction
     INSTRUCTION_EMPTY = 'INSTRUCTION_EMPTY'
     INSTRUCTION_REFUSED = 'INSTRUCTION_REFUSED'
+    # topics, seen by ros/graph_watch
+    INPUT_DOUBLED = 'INPUT_DOUBLED'  # two nodes publish what one camera or one arm should
     # inference
     POLICY_ERROR = 'POLICY_ERROR'
     POLICY_OUTPUT = 'POLICY_OUTPUT'  # the policy itself refused what its network returned

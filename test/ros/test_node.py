@@ -336,6 +336,66 @@ def test_another_robot_file_counts_after_configure_only(bench, capfd) -> None:
     assert "changed since configure: ['robot_file']" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ('topic', 'message', 'source'),
+    [
+        ('/head/image', 'Image', "camera 'head'"),
+        ('/joint_states', 'JointState', "state source 'body'"),
+    ],
+)
+def test_two_publishers_of_one_input_hold_the_arms(bench, capfd, topic, message, source) -> None:
+    """It needs to say nothing: that it could is enough."""
+    import sensor_msgs.msg
+
+    robot = bench.robot
+    kind = getattr(sensor_msgs.msg, message)
+    second = robot.node.create_publisher(kind, topic, 1)
+    try:
+        bench.start(activation_timeout_s=1.0)
+        assert robot.configure()
+        assert not robot.activate()
+        log = capfd.readouterr().err
+        assert 'INPUT_DOUBLED' in log and source in log and topic in log, log
+        assert '/robot, /robot' in log and 'stop all but one' in log, log
+    finally:
+        robot.node.destroy_publisher(second)
+    bench.wait_for(robot.activate, 5.0, 'activation with one publisher')
+    robot.say('lift')
+    robot.wait_state('RUN')
+    second = robot.node.create_publisher(kind, topic, 1)
+    try:
+        robot.wait_state('HOLD', 'INPUT_DOUBLED', source, topic)
+        line = 'camera head' if message == 'Image' else 'joints body'
+        level, text, _ = robot.diagnostics[f'safe_pruner: {line}']
+        assert level == 2 and 'INPUT_DOUBLED' in text
+        before = robot.sent()
+        bench.wait_for(lambda: robot.sent() >= before + 8, 3.0, 'commands in HOLD')
+        held = [list(m.points[0].positions) for m in robot.received['/arm_left/command'][-3:]]
+        assert held[0] == held[-1], 'a hold repeats the last command'
+    finally:
+        robot.node.destroy_publisher(second)
+    robot.wait_state('RUN')
+
+
+def test_a_camera_that_nobody_looks_at_may_have_two_publishers(bench) -> None:
+    from sensor_msgs.msg import CompressedImage
+
+    yaml = bench.yaml.replace(
+        '  state_sources:',
+        '    - {name: belly, topic: /belly, transport: compressed, encodings: [jpeg], '
+        'required: false}\n  state_sources:',
+    )
+    topics = [bench.robot.node.create_publisher(CompressedImage, '/belly', 1) for _ in range(2)]
+    try:
+        bench.start(yaml)
+        assert bench.robot.configure() and bench.robot.activate()
+        bench.robot.say('lift')
+        bench.robot.wait_state('RUN')
+    finally:
+        for publisher in topics:
+            bench.robot.node.destroy_publisher(publisher)
+
+
 def test_a_second_commander_is_refused(bench, capfd) -> None:
     from trajectory_msgs.msg import JointTrajectory
 
