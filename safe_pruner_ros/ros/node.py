@@ -36,6 +36,7 @@ from safe_pruner_ros.runtime.config import Config, ConfigError
 # Inference in Python may keep the interpreter lock for 5 ms at a time; the control thread wants
 # it back sooner (measured: jitter p99 11 -> 5 ms, performance.md 5).
 SWITCH_INTERVAL_S = 5e-4
+WATCH_PERIOD_S = 0.2
 
 
 class SafePrunerNode(LifecycleNode):
@@ -61,10 +62,15 @@ class SafePrunerNode(LifecycleNode):
         ):
             self.create_service(Trigger, f'~/{name}', self._service(name, action))
         # On steady time: "waiting for /clock" must be reported without /clock.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self.create_timer(
             1.0 / max(0.1, self._settings.value('diagnostics_rate_hz')),
             self._guard.wrap('diagnostics', self._report),
-            clock=Clock(clock_type=ClockType.STEADY_TIME),
+            clock=steady,
+        )
+        # Of its own: who reports rarely must not notice a second commander late.
+        self._watch_timer = self.create_timer(
+            WATCH_PERIOD_S, self._guard.wrap('watch', self._watch), clock=steady
         )
 
     # ---- transitions
@@ -155,6 +161,9 @@ class SafePrunerNode(LifecycleNode):
             try:
                 action(self._configured())
                 response.success, response.message = True, f'{name} done'
+            except TransitionRefused as error:  # the caller can act on it: no failure of ours
+                response.success, response.message = False, f'{name} refused: {error}'
+                self.get_logger().warning(response.message)
             except Exception as error:
                 response.success, response.message = False, f'{name} refused: {error}'
                 self._guard.report(f'service {name}', error)
@@ -166,6 +175,10 @@ class SafePrunerNode(LifecycleNode):
         if self._session is not None:
             self._session.apply_live(config, instruction)
 
+    def _watch(self) -> None:
+        if self._session is not None:
+            self._session.watch(self.lifecycle == 'active')
+
     def _report(self) -> None:
         session = self._session
         if session is None:
@@ -174,7 +187,6 @@ class SafePrunerNode(LifecycleNode):
             ]
             now_ns, robot = int(self.get_clock().now().nanoseconds), ''
         else:
-            session.watch(self.lifecycle == 'active')
             facts = session.facts(self.lifecycle)
             lines, now_ns, robot = diagnostics.checks(facts), session.now_ns(), facts.robot
         self._diagnostics.publish(diagnostics.to_message(lines, robot, now_ns))

@@ -19,7 +19,7 @@ from safe_pruner_ros.ros import startup
 from safe_pruner_ros.ros.command_sinks import make_sink
 from safe_pruner_ros.ros.control_thread import ControlThread
 from safe_pruner_ros.ros.diagnostics import CameraFacts, NodeFacts
-from safe_pruner_ros.ros.graph_watch import GraphWatch
+from safe_pruner_ros.ros.graph_watch import SILENCING, GraphWatch, describe_rivals
 from safe_pruner_ros.ros.guarded import CallbackGuard
 from safe_pruner_ros.ros.inputs import Inputs
 from safe_pruner_ros.ros.lifecycle import TransitionRefused
@@ -68,9 +68,7 @@ class Session:
             kinematics=startup.build_kinematics(config),
         )
         self._logged_ratio = config.pruner.retention_ratio
-        self._rivals = ''
         self._blocked: tuple[Reason, ...] = ()
-        self._paused_by_user = False
         self._lock = threading.Lock()
         self._verdicts: Counter[str] = Counter()
         self._steps = self._key_timesteps = 0
@@ -89,7 +87,7 @@ class Session:
             # An optional view that the policy reads is an input like any other.
             views = {camera.name for camera in config.robot.cameras if camera.required}
             views |= {view.name for view in self.policy.spec.views}
-            self._graph = GraphWatch(node, self._inputs, views)
+            self._graph = GraphWatch(node, self._commands, self._inputs, views, dry_run)
             self._overlays = OverlayPublishers(
                 node,
                 self.policy.spec,
@@ -138,9 +136,10 @@ class Session:
 
     def refuse_rivals(self) -> None:
         """Raise TransitionRefused if somebody else commands the robot already."""
-        rivals = {} if self.config.robot.dry_run else self._commands.rivals()
-        if rivals:
-            raise TransitionRefused(startup.describe_rivals(rivals))
+        if rivals := self._graph.rivals():
+            raise TransitionRefused(
+                f'{describe_rivals(rivals)}. Stop it, or run one of them with robot.dry_run:=true'
+            )
 
     def start(self) -> None:
         self._look_at_graph()
@@ -151,6 +150,7 @@ class Session:
         """No command leaves after this; False if the policy is still computing."""
         self._control.stop()
         stopped = self.loop.stop(WORKER_STOP_S)
+        self._graph.forget_rivals()
         self.loop.block()
         self._blocked = ()
         return stopped
@@ -170,19 +170,18 @@ class Session:
         self.loop.reset()
 
     def pause(self) -> None:
-        self._paused_by_user = True
         self.loop.pause()
 
     def resume(self) -> None:
-        self._paused_by_user = False
-        if not self._rivals:
-            self.loop.resume()
+        """Go on after a pause or a rival. Raises TransitionRefused while the rival is there."""
+        self.refuse_rivals()
+        self._graph.forget_rivals()
+        self.loop.resume()
 
     def watch(self, is_active: bool) -> None:
-        """What only looking from time to time can find: latched instructions, rivals."""
+        """What only looking from time to time can find: latched instructions, other nodes."""
         self._inputs.follow_latched_instruction()
         if is_active:
-            self._watch_rivals()
             self._look_at_graph()
 
     def _look_at_graph(self) -> None:
@@ -191,19 +190,8 @@ class Session:
             if reason not in self._blocked:
                 self._node.get_logger().error(f'the arms hold: {reason}')
         if reasons or self._blocked:
-            self.loop.block(reasons)
+            self.loop.block(reasons, any(reason.code in SILENCING for reason in reasons))
         self._blocked = reasons
-
-    def _watch_rivals(self) -> None:
-        """Hold the arms while another node commands them; go on when it is gone."""
-        rivals = {} if self.config.robot.dry_run else self._commands.rivals()
-        text = startup.describe_rivals(rivals) if rivals else ''
-        if text and not self._rivals:
-            self._node.get_logger().error(text)
-            self.loop.pause()
-        elif self._rivals and not text and not self._paused_by_user:
-            self.loop.resume()
-        self._rivals = text
 
     def apply_live(self, config: Config, instruction: str | None) -> None:
         """Live parameters. Raises ValueError if the policy cannot follow.
@@ -243,7 +231,7 @@ class Session:
             },
             dry_run=config.robot.dry_run,
             listeners=self._commands.listeners(),
-            rivals=self._rivals,
+            rivals='; '.join(r.text for r in self._blocked if r.code is Code.COMMAND_RIVAL),
             qos_problems=dict(self._inputs.qos_problems),
             callback_failures=self._guard.failures(),
             sent_commands=self._commands.sent,

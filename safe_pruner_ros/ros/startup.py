@@ -1,9 +1,9 @@
-"""What configure does besides wiring: build the policy, warm it up, say what is in the way."""
+"""What configure does besides wiring: build the policy, warm it up, apply live settings."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
@@ -103,13 +103,4 @@ def update_pruner(policy: Policy, config: Config) -> None:
     update(
         retention_ratio=config.pruner.retention_ratio,
         similarity_threshold=config.pruner.similarity_threshold,
-    )
-
-
-def describe_rivals(rivals: Mapping[str, list[str]]) -> str:
-    """Who else commands the robot, and what to do about it."""
-    found = '; '.join(f'{topic} by {", ".join(nodes)}' for topic, nodes in rivals.items())
-    return (
-        f'another node publishes commands on {found}; two commanders would fight over the arms. '
-        'Stop it, or run one of them with robot.dry_run:=true'
     )

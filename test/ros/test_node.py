@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -413,8 +415,66 @@ def test_a_second_commander_is_refused(bench, capfd) -> None:
     bench.wait_for(robot.activate, 5.0, 'activation without a rival')
     robot.say('lift')
     robot.wait_state('RUN')
+
+
+def test_a_rival_silences_the_node_until_resume(bench) -> None:
+    """Not even a hold: two streams of positions would tear at the arm. And whoever took over does
+    not expect the arms to move when it ends, or crashes."""
+    from trajectory_msgs.msg import JointTrajectory
+
+    robot = bench.run()
     rival = robot.node.create_publisher(JointTrajectory, '/arm_left/command', 1)
-    robot.wait_state('HOLD')
-    assert '/robot' in robot.diagnostics['safe_pruner: commands'][1]
-    robot.node.destroy_publisher(rival)
+    try:
+        robot.wait_state('HOLD', 'COMMAND_RIVAL', '/robot', '/arm_left/command')
+        assert robot.diagnostics['safe_pruner: commands'][0] == 2
+        assert '/robot' in robot.diagnostics['safe_pruner: commands'][1]
+        assert is_silent(bench)
+        answer = robot.trigger('resume')
+        assert not answer.success and '/robot' in answer.message
+        assert robot.diagnostics['safe_pruner: node'][0] == 0, 'a refusal is no failure'
+        assert robot.trigger('reset').success
+        robot.wait_state('COMMAND_RIVAL')
+    finally:
+        robot.node.destroy_publisher(rival)
+    robot.wait_state('HOLD', 'COMMAND_RIVAL', 'is gone', '~/resume')
+    assert is_silent(bench)
+    assert robot.trigger('resume').success
     robot.wait_state('RUN')
+    bench.wait_for(lambda: not is_silent(bench, 0.1), 3.0, 'commands')
+
+
+def test_a_rival_is_forgotten_by_deactivate(bench) -> None:
+    from trajectory_msgs.msg import JointTrajectory
+
+    robot = bench.run()
+    rival = robot.node.create_publisher(JointTrajectory, '/arm_left/command', 1)
+    try:
+        robot.wait_state('COMMAND_RIVAL')
+    finally:
+        robot.node.destroy_publisher(rival)
+    robot.wait_state('is gone')
+    assert robot.transition(4) and robot.activate()
+    robot.wait_state('RUN')
+
+
+def test_a_rival_is_noticed_however_rarely_diagnostics_are_sent(bench) -> None:
+    from trajectory_msgs.msg import JointTrajectory
+
+    bench.start(diagnostics_rate_hz=0.1)
+    robot = bench.robot
+    assert robot.configure() and robot.activate()
+    robot.say('lift')
+    bench.wait_for(lambda: robot.sent() > 5, 5.0, 'commands')
+    rival = robot.node.create_publisher(JointTrajectory, '/arm_left/command', 1)
+    try:
+        bench.wait_for(lambda: is_silent(bench, 0.3), 2.0, 'silence')
+    finally:
+        robot.node.destroy_publisher(rival)
+
+
+def is_silent(bench, seconds: float = 0.5) -> bool:
+    """No command on any topic for so long. What was on its way may arrive before."""
+    time.sleep(0.1)
+    before = len(bench.robot.commands())
+    time.sleep(seconds)
+    return len(bench.robot.commands()) == before
