@@ -15,7 +15,7 @@ from safe_pruner_ros.ros.publishers import CommandPublishers
 from safe_pruner_ros.runtime.codes import Code, Reason
 
 # With these nothing is sent, not even a hold.
-SILENCING = frozenset({Code.COMMAND_RIVAL})
+SILENCING = frozenset({Code.COMMAND_RIVAL, Code.COMMAND_UNHEARD})
 
 
 class GraphWatch:
@@ -43,7 +43,8 @@ class GraphWatch:
         rivals = self.rivals()
         self._seen_rivals = rivals or self._seen_rivals
         rival = _rival(self._seen_rivals, bool(rivals))
-        return (*(() if rival is None else (rival,)), *self.doubled_inputs())
+        outputs = [reason for reason in (rival, self._unheard()) if reason is not None]
+        return (*outputs, *self.doubled_inputs())
 
     def rivals(self) -> dict[str, list[str]]:
         """Command topic -> other nodes that publish on it now."""
@@ -51,6 +52,18 @@ class GraphWatch:
 
     def forget_rivals(self) -> None:
         self._seen_rivals = {}
+
+    def _unheard(self) -> Reason | None:
+        """Commands that nobody gets run ahead of an arm that stands still, and it would jump after
+        them when its controller is back. Both arms wait: half a task is none."""
+        deaf = [topic for topic, count in self._commands.listeners().items() if count == 0]
+        if not deaf or self._is_dry_run:
+            return None
+        return Reason(
+            Code.COMMAND_UNHEARD,
+            f'nobody listens on {", ".join(deaf)}. Nothing is sent; start the controller of the '
+            'robot, or correct the topics of its sinks',
+        )
 
     def doubled_inputs(self) -> tuple[Reason, ...]:
         """One reason for each camera or state source with more than one publisher.

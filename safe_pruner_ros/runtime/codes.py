@@ -45,6 +45,7 @@ class Code(str, Enum):
     # topics, seen by ros/graph_watch
     INPUT_DOUBLED = 'INPUT_DOUBLED'  # two nodes publish what one camera or one arm should
     COMMAND_RIVAL = 'COMMAND_RIVAL'  # another node commands the arms, or did: until ~/resume
+    COMMAND_UNHEARD = 'COMMAND_UNHEARD'  # nobody listens on a command topic
     # inference
     POLICY_ERROR = 'POLICY_ERROR'
     POLICY_OUTPUT = 'POLICY_OUTPUT'  # the policy itself refused what its network returned

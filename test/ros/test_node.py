@@ -252,7 +252,7 @@ def test_dry_run_goes_to_preview_only(bench) -> None:
         lambda: len(robot.received['/safe_pruner/preview/arm_left']) > 10, 3.0, 'preview'
     )
     assert robot.sent() == 0 and not robot.received['/arm_right/command']
-    assert 'dry run' in robot.state()
+    assert 'dry run' in robot.state()  # nobody listens to one of its previews: no matter
 
 
 def test_pause_holds_and_resume_goes_on(bench) -> None:
@@ -470,6 +470,48 @@ def test_a_rival_is_noticed_however_rarely_diagnostics_are_sent(bench) -> None:
         bench.wait_for(lambda: is_silent(bench, 0.3), 2.0, 'silence')
     finally:
         robot.node.destroy_publisher(rival)
+
+
+def listens_to(robot, topic):
+    """The subscription of the robot's controller, to take away, and how to bring it back."""
+    (found,) = [s for s in robot.node.subscriptions if s.topic_name == topic]
+    kind, callback = found.msg_type, found.callback
+    return found, lambda: robot.node.create_subscription(kind, topic, callback, 50)
+
+
+def test_a_controller_that_dies_ends_sending_until_it_is_back(bench) -> None:
+    """Otherwise commands run ahead, and the arm jumps after them."""
+    robot = bench.run()
+    bench.wait_for(lambda: robot.sent() > 20, 5.0, 'commands')
+    controller, come_back = listens_to(robot, '/arm_left/command')
+    robot.node.destroy_subscription(controller)
+    try:
+        robot.wait_state('HOLD', 'COMMAND_UNHEARD', '/arm_left/command', 'controller')
+        assert is_silent(bench), 'the other arm waits, too'
+        level, text, _ = robot.diagnostics['safe_pruner: commands']
+        assert level == 1 and 'nothing is sent' in text
+        stands_at, sent = robot.positions['left_1'], robot.sent()
+    finally:
+        come_back()
+    robot.wait_state('RUN')
+    bench.wait_for(lambda: robot.sent() > sent + 5, 3.0, 'commands')
+    later = robot.received['/arm_left/command'][sent:]
+    first = later[0].points[0].positions[0]
+    assert abs(first - stands_at) < 0.02, 'a start from where the arm is'
+
+
+def test_the_node_may_come_up_before_the_controller(bench) -> None:
+    controller, come_back = listens_to(bench.robot, '/arm_right/command')
+    bench.robot.node.destroy_subscription(controller)
+    try:
+        bench.start()
+        assert bench.robot.configure() and bench.robot.activate()
+        bench.robot.say('lift')
+        bench.robot.wait_state('HOLD', 'COMMAND_UNHEARD', '/arm_right/command')
+        assert bench.robot.sent() == 0
+    finally:
+        come_back()
+    bench.robot.wait_state('RUN')
 
 
 def is_silent(bench, seconds: float = 0.5) -> bool:
