@@ -24,6 +24,7 @@ from safe_pruner_ros.ros.guarded import CallbackGuard
 from safe_pruner_ros.ros.inputs import Inputs
 from safe_pruner_ros.ros.lifecycle import TransitionRefused
 from safe_pruner_ros.ros.overlay_publisher import OverlayPublishers
+from safe_pruner_ros.ros.parameters import LIVE_PRUNER_PARAMETERS
 from safe_pruner_ros.ros.publishers import CommandPublishers, StepPublishers
 from safe_pruner_ros.ros.resources import fastdds_profile
 from safe_pruner_ros.runtime.codes import Code, Reason
@@ -185,10 +186,12 @@ class Session:
             self._look_at_graph()
 
     def _look_at_graph(self) -> None:
-        reasons = self._graph.look()
+        reasons, logger = self._graph.look(), self._node.get_logger()
         for reason in reasons:
             if reason not in self._blocked:
-                self._node.get_logger().error(f'the arms hold: {reason}')
+                # A controller that is not up yet is part of many a start.
+                is_usual = reason.code is Code.COMMAND_UNHEARD
+                (logger.warning if is_usual else logger.error)(f'the arms hold: {reason}')
         if reasons or self._blocked:
             self.loop.block(reasons, any(reason.code in SILENCING for reason in reasons))
         self._blocked = reasons
@@ -199,16 +202,15 @@ class Session:
         Nothing else of ``config`` counts: the rest of it is not what this session was built from.
         """
         wanted, current = config.pruner, self.config.pruner
-        pruner = replace(
-            current,
-            retention_ratio=wanted.retention_ratio,
-            similarity_threshold=wanted.similarity_threshold,
-        )
-        if pruner != current:
-            startup.update_pruner(self.policy, config)
-            if pruner.retention_ratio != current.retention_ratio:
-                self.loop.retention.set_base(pruner.retention_ratio)
-            self.config = replace(self.config, pruner=pruner)
+        live = [name.removeprefix('pruner.') for name in LIVE_PRUNER_PARAMETERS]
+        changes = {name: getattr(wanted, name) for name in live}
+        changes = {n: value for n, value in changes.items() if value != getattr(current, n)}
+        if changes:
+            # Only these: audit or latency budget may have moved the ratio from what is configured.
+            startup.update_pruner(self.policy, changes)
+            if 'retention_ratio' in changes:
+                self.loop.retention.set_base(wanted.retention_ratio)
+            self.config = replace(self.config, pruner=replace(current, **changes))
         if instruction is not None:
             refused = self.loop.set_instruction(instruction)
             if refused is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -89,8 +89,8 @@ def warm_up(policy: Policy, layout: JointLayout, instruction: str) -> float:
     return elapsed_ms
 
 
-def update_pruner(policy: Policy, config: Config) -> None:
-    """Apply the live pruner settings from the next policy step on.
+def update_pruner(policy: Policy, changes: Mapping[str, float]) -> None:
+    """Apply live pruner settings, by field of PrunerConfig, from the next policy step on.
 
     Raises ValueError where the policy cannot: then only a new configure changes them.
     """
@@ -100,7 +100,4 @@ def update_pruner(policy: Policy, config: Config) -> None:
             f'policy {policy.spec.name!r} cannot change its pruner while it is loaded; deactivate '
             'and clean up, set the parameter, then configure again'
         )
-    update(
-        retention_ratio=config.pruner.retention_ratio,
-        similarity_threshold=config.pruner.similarity_threshold,
-    )
+    update(**changes)

@@ -284,6 +284,19 @@ def test_safety_parameters_are_locked_while_active(bench) -> None:
     )
 
 
+def test_another_threshold_leaves_the_ratio_that_an_audit_asked_for(bench) -> None:
+    robot = bench.run(runtime__audit__every_steps=2, runtime__audit__first_ms=1.0,
+                      runtime__audit__max_deviation_rad=0.005)  # fmt: skip
+    bench.wait_for(lambda: bench.policy.ratio == 1.0, 20.0, 'audits that raise the ratio')
+    assert robot.set_parameter('pruner.similarity_threshold', 0.8).successful
+    assert bench.policy.threshold == 0.8
+    assert bench.policy.ratio == 1.0, 'what /diagnostics show as target_retention_ratio'
+    bench.wait_for(
+        lambda: robot.diagnostics['safe_pruner: pruning'][2]['target_retention_ratio'] == '1',
+        3.0, 'diagnostics',
+    )  # fmt: skip
+
+
 def test_a_parameter_set_while_inactive_counts_after_the_next_configure(bench) -> None:
     node = bench.start()
     robot = bench.robot
