@@ -96,6 +96,12 @@ class SafePrunerNode(LifecycleNode):
             f'{self._session.warm_up_ms:.0f} ms a step'
             + (', DRY RUN: commands go to ~/preview' if config.robot.dry_run else '')
         )
+        if not config.robot.dry_run:
+            topics = [sink.topic for sink in config.robot.sinks]
+            self.get_logger().warning(
+                f'COMMANDS MOVE THE ROBOT {config.robot.name!r} once active: robot.dry_run is '
+                f'false, they go to {topics}'
+            )
 
     @logged_transition
     def on_activate(self, state: LifecycleState) -> None:

@@ -255,6 +255,16 @@ def test_dry_run_goes_to_preview_only(bench) -> None:
     assert 'dry run' in robot.state()  # nobody listens to one of its previews: no matter
 
 
+@pytest.mark.parametrize('dry_run', [False, True])
+def test_configure_says_whether_commands_will_move_the_robot(bench, capfd, dry_run) -> None:
+    bench.start(robot__dry_run=dry_run)
+    assert bench.robot.configure()
+    log = capfd.readouterr().err
+    assert ('COMMANDS MOVE THE ROBOT' in log) is not dry_run
+    assert ('DRY RUN' in log) is dry_run
+    assert ('/arm_right/command' in log) is not dry_run
+
+
 def test_pause_holds_and_resume_goes_on(bench) -> None:
     robot = bench.run()
     assert robot.trigger('pause').success
