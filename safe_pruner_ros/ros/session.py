@@ -218,7 +218,12 @@ class Session:
 
     def facts(self, lifecycle: str) -> NodeFacts:
         config, spec = self.config, self.policy.spec
-        status = self.loop.status(self.now_ns())
+        now_ns = self.now_ns()
+        status = self.loop.status(now_ns)
+        if lifecycle != 'active':
+            # The reasons of the last tick may be an hour old: what would stop activate now?
+            waiting = self.loop.missing(now_ns) + self._graph.doubled_inputs()
+            status = replace(status, reasons=waiting)
         horizon = config.policy.execution_horizon or spec.execution_horizon
         with self._lock:
             verdicts, steps, keys = dict(self._verdicts), self._steps, self._key_timesteps

@@ -195,6 +195,35 @@ def test_a_stale_camera_holds_and_the_run_resumes(bench) -> None:
     robot.wait_state('RUN')
 
 
+def test_diagnostics_of_an_inactive_node_are_of_now(bench) -> None:
+    """Not of the last control tick, nor all well because there was none."""
+    robot = bench.robot
+    bench.start()
+    assert robot.configure()
+
+    def ill() -> list[bool]:
+        """Of each source, whether it is an error. How many pictures got lost is not the matter."""
+        lines = ('camera head', 'camera wrist', 'joints body')
+        return [robot.diagnostics[f'safe_pruner: {name}'][0] == 2 for name in lines]
+
+    bench.wait_for(lambda: 'inactive' in robot.state() and not any(ill()), 5.0, 'all well')
+    robot.cameras, robot.joints_on = set(), False
+    bench.wait_for(lambda: all(ill()), 5.0, 'complaints about everything')
+    _, text, values = robot.diagnostics['safe_pruner: state']
+    assert 'inactive: no commands are sent; missing: IMAGE_STALE' in text and "'wrist'" in text
+    assert values['codes'] == 'IMAGE_STALE IMAGE_STALE STATE_STALE'
+    robot.cameras, robot.joints_on = {'head', 'wrist'}, True
+    bench.wait_for(lambda: not any(ill()), 5.0, 'all well again')
+    assert robot.activate()
+    robot.say('lift')
+    robot.wait_state('RUN')
+    robot.cameras = {'wrist'}
+    robot.wait_state('IMAGE_STALE', "'head'")
+    assert robot.transition(4)
+    robot.cameras = {'head', 'wrist'}
+    bench.wait_for(lambda: 'inactive' in robot.state() and not any(ill()), 5.0, 'head')
+
+
 def test_a_wrong_encoding_is_named(bench) -> None:
     robot = bench.run()
     robot.encoding = 'bayer_bggr8'
@@ -382,6 +411,7 @@ def test_two_publishers_of_one_input_hold_the_arms(bench, capfd, topic, message,
         log = capfd.readouterr().err
         assert 'INPUT_DOUBLED' in log and source in log and topic in log, log
         assert '/robot, /robot' in log and 'stop all but one' in log, log
+        bench.wait_for(lambda: 'INPUT_DOUBLED' in robot.state(), 3.0, 'it in diagnostics, too')
     finally:
         robot.node.destroy_publisher(second)
     bench.wait_for(robot.activate, 5.0, 'activation with one publisher')
