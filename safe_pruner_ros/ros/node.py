@@ -110,8 +110,12 @@ class SafePrunerNode(LifecycleNode):
         session.refuse_rivals()
         session.wait_until_ready(self._settings.value('activation_timeout_s'), self._stop.is_set)
         session.refuse_rivals()
-        super().on_activate(state)
-        session.start()
+        try:
+            super().on_activate(state)
+            session.start()
+        except Exception:
+            self._end_output(state)  # inactive must mean mute, whatever failed
+            raise
         self.lifecycle = 'active'
 
     def _refuse_changed_settings(self) -> None:

@@ -89,6 +89,26 @@ def test_deactivate_ends_output_and_the_node_can_start_again(bench) -> None:
     assert robot.transition(4) and robot.transition(2) and robot.configure()
 
 
+def test_an_activate_that_fails_leaves_the_command_publishers_mute(bench, capfd) -> None:
+    node = bench.start()
+    robot = bench.robot
+    assert robot.configure() and robot.activate()
+    bench.policy.seconds = 4.0
+    robot.say('lift')
+    computing = len(bench.policy.observations)
+    bench.wait_for(lambda: len(bench.policy.observations) > computing, 5.0, 'a policy step')
+    assert robot.transition(4)
+    assert not robot.activate(), 'while the last policy step still computes'
+    assert 'the inference worker runs already' in capfd.readouterr().err
+    publishers = [publisher for _, publisher in node._session._commands._sinks]
+    assert publishers and not any(publisher.is_activated for publisher in publishers)
+    assert node.lifecycle == 'inactive' and is_silent(bench)
+    bench.policy.seconds = 0.0
+    bench.wait_for(robot.activate, 8.0, 'activation')
+    robot.wait_state('RUN')
+    assert all(publisher.is_activated for publisher in publishers)
+
+
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
