@@ -102,12 +102,12 @@ class ControlLoop:
         self.action_age_ms = RollingStatistics()
         self.seam_jump_rad = RollingStatistics()
         self._seam: Seam | None = None
+        self._blocked: tuple[tuple[Reason, ...], bool] = ((), False)  # reasons, mute
         self._on_report = on_report
         self._steady = steady
         self._max_clock_stop_s = runtime.worker.max_clock_stop_s
         self._verdict = GuardVerdict('hold', (), None)
         self._is_void = False
-        self._blocked: tuple[tuple[Reason, ...], bool] = ((), False)
         self._forget_clock()
 
     def _forget_clock(self) -> None:
