@@ -318,7 +318,10 @@ def _commands(facts: NodeFacts) -> Check:
         return Check('commands', ERROR, facts.rivals, values)
     deaf = [topic for topic, n in facts.listeners.items() if n == 0]
     if deaf and not facts.dry_run:
-        text = f'nobody listens on {deaf}; start the controller of the robot or correct the topics'
+        text = (
+            f'nobody listens on {deaf}: nothing is sent. Start the controller of the robot or '
+            'correct the topics'
+        )
         return Check('commands', WARN, text, values)
     if facts.dry_run:
         text = 'dry run: the robot does not move; set robot.dry_run to false after checking'

@@ -1,4 +1,4 @@
-"""What configure does besides wiring: build the policy, warm it up, say what is in the way."""
+"""What configure does besides wiring: build the policy, warm it up, apply live settings."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def warm_up(policy: Policy, layout: JointLayout, instruction: str) -> float:
     return elapsed_ms
 
 
-def update_pruner(policy: Policy, config: Config) -> None:
-    """Apply the live pruner settings from the next policy step on.
+def update_pruner(policy: Policy, changes: Mapping[str, float]) -> None:
+    """Apply live pruner settings, by field of PrunerConfig, from the next policy step on.
 
     Raises ValueError where the policy cannot: then only a new configure changes them.
     """
@@ -101,16 +101,4 @@ def update_pruner(policy: Policy, config: Config) -> None:
             f'policy {policy.spec.name!r} cannot change its pruner while it is loaded; deactivate '
             'and clean up, set the parameter, then configure again'
         )
-    update(
-        retention_ratio=config.pruner.retention_ratio,
-        similarity_threshold=config.pruner.similarity_threshold,
-    )
-
-
-def describe_rivals(rivals: Mapping[str, list[str]]) -> str:
-    """Who else commands the robot, and what to do about it."""
-    found = '; '.join(f'{topic} by {", ".join(nodes)}' for topic, nodes in rivals.items())
-    return (
-        f'another node publishes commands on {found}; two commanders would fight over the arms. '
-        'Stop it, or run one of them with robot.dry_run:=true'
-    )
+    update(**changes)

@@ -44,6 +44,10 @@ class Code(str, Enum):
     # instruction
     INSTRUCTION_EMPTY = 'INSTRUCTION_EMPTY'
     INSTRUCTION_REFUSED = 'INSTRUCTION_REFUSED'
+    # topics, seen by ros/graph_watch
+    INPUT_DOUBLED = 'INPUT_DOUBLED'  # two nodes publish what one camera or one arm should
+    COMMAND_RIVAL = 'COMMAND_RIVAL'  # another node commands the arms, or did: until ~/resume
+    COMMAND_UNHEARD = 'COMMAND_UNHEARD'  # nobody listens on a command topic
     # inference
     POLICY_ERROR = 'POLICY_ERROR'
     POLICY_OUTPUT = 'POLICY_OUTPUT'  # the policy itself refused what its network returned

@@ -106,6 +106,7 @@ class ControlLoop:
         self.action_age_ms = RollingStatistics()
         self.seam_jump_rad = RollingStatistics()
         self._seam: Seam | None = None
+        self._blocked: tuple[tuple[Reason, ...], bool] = ((), False)  # reasons, mute
         self._on_report = on_report
         self._steady = steady
         self._max_clock_stop_s = runtime.worker.max_clock_stop_s
@@ -178,6 +179,10 @@ class ControlLoop:
         if not reasons:
             not_ready = self.buffer.readiness(now_ns)
             reasons = not_ready.reasons if not_ready else ()
+        blocked, is_mute = self._blocked
+        reasons += blocked
+        if is_mute:
+            self.guard.forget()
         # Data that was not good enough must not have led to actions: drop what is pending, once.
         if reasons and not self._is_void:
             self.worker.void()
@@ -257,6 +262,16 @@ class ControlLoop:
     def force_keyframe(self) -> None:
         """Run the next policy step unpruned."""
         self.worker.force_keyframe()
+
+    def block(self, reasons: Sequence[Reason] = (), mute: bool = False) -> None:
+        """Hold the arms for what only the caller sees, until called without reasons; ``mute``:
+        send nothing meanwhile. Nothing of that time counts afterwards, and the start is soft."""
+        if self._blocked[0] and not reasons:
+            self.buffer.clear()
+            self.worker.void()
+            self.worker.force_keyframe()
+            self.guard.forget()
+        self._blocked = (tuple(reasons), mute)
 
     # ---- reports
 

@@ -244,6 +244,8 @@ class ReceiveCount:
         self._before = None
 
     def node_has(self, received: int) -> None:
+        if not self.sent:
+            return  # their number is not known yet, and would count as zero
         now = (self.sent, received)
         if self._before is not None and received >= self._before[1]:
             self.total += now[0] - self._before[0]
