@@ -41,8 +41,8 @@ from the defaults.
 
 The later one wins: policy file over robot file, launch argument over both, parameter file over
 all. In the robot and the policy file the dots are levels: `runtime.guard.hold_s` is `hold_s` under
-`guard` under `runtime`. In a parameter file they stay dots, and what has a decimal point here needs
-one there (`20.0`, not `20`):
+`guard` under `runtime`. In a parameter file they stay dots, and what has a decimal point here
+needs one there (`20.0`, not `20`):
 
 ```
 /safe_pruner:
