@@ -22,7 +22,7 @@ OK, WARN, ERROR = 0, 1, 2
 MIN_RECEIVE_RATIO = 0.9
 MAX_CLAMPED_SHARE = 0.1  # a soft start and the end of a reach clamp now and then
 CLAMPING = (Code.POSITION_LIMIT, Code.VELOCITY_LIMIT, Code.STEP_LIMIT, Code.SOFT_START)
-# Best-effort raw images above this size need the larger shared memory segment (performance.md 5).
+# Best-effort raw images above this size need the larger shared memory segment.
 DEFAULT_SEGMENT_BYTES = 500_000
 
 

@@ -34,7 +34,7 @@ from safe_pruner_ros.ros.startup import PolicyFactory, build_configured_policy
 from safe_pruner_ros.runtime.config import Config, ConfigError
 
 # Inference in Python may keep the interpreter lock for 5 ms at a time; the control thread wants
-# it back sooner (measured: jitter p99 11 -> 5 ms, performance.md 5).
+# it back sooner (measured on 2 CPU cores: jitter p99 11 -> 5 ms).
 SWITCH_INTERVAL_S = 5e-4
 WATCH_PERIOD_S = 0.2
 
