@@ -34,9 +34,10 @@ class GraphWatch:
     ) -> None:
         self._node, self._commands, self._is_dry_run = node, commands, is_dry_run
         self._seen_rivals: dict[str, list[str]] = {}
-        self._inputs = [
-            source for source in inputs.sources if source.kind != 'camera' or source.name in views
-        ]
+        self._sources: dict[str, list[str]] = {}
+        for kind, name, topic in inputs.sources:
+            if kind != 'camera' or name in views:
+                self._sources.setdefault(topic, []).append(f'{kind} {name!r}')
 
     def look(self) -> tuple[Reason, ...]:
         """Why the arms must hold now. A rival is remembered until `forget_rivals`."""
@@ -66,20 +67,21 @@ class GraphWatch:
         )
 
     def doubled_inputs(self) -> tuple[Reason, ...]:
-        """One reason for each camera or state source with more than one publisher.
+        """One reason for each topic of cameras or joints with more publishers than it has sources.
 
         Pictures of two cameras under one name, or the zeros of a forgotten joint_state_publisher
-        between the measured joints, pass every check of a single message.
+        between the measured joints, pass every check of a single message. Drivers of two arms may
+        share /joint_states: each has an entry of its own in state_sources.
         """
         found = []
-        for kind, name, topic in self._inputs:
+        for topic, sources in self._sources.items():
             # Counting is cheap; who it is only matters when there are too many.
-            if self._node.count_publishers(topic) > 1:
+            if self._node.count_publishers(topic) > len(sources):
                 nodes = [
                     f'{info.node_namespace.rstrip("/")}/{info.node_name}'
                     for info in self._node.get_publishers_info_by_topic(topic)
                 ]
-                found.append(_doubled(kind, name, topic, nodes))
+                found.append(_doubled(topic, sources, nodes))
         return tuple(reason for reason in found if reason is not None)
 
 
@@ -107,12 +109,13 @@ def _listed(rivals: Mapping[str, list[str]]) -> str:
     return '; '.join(f'{topic} by {", ".join(nodes)}' for topic, nodes in rivals.items())
 
 
-def _doubled(kind: str, name: str, topic: str, nodes: Sequence[str]) -> Reason | None:
-    if len(nodes) < 2:
+def _doubled(topic: str, sources: Sequence[str], nodes: Sequence[str]) -> Reason | None:
+    if len(nodes) <= len(sources):
         return None  # it left between the two questions
+    spare = 'all but one' if len(sources) == 1 else f'all but {len(sources)}'
     return Reason(
         Code.INPUT_DOUBLED,
-        f'{kind} {name!r}: {topic} has {len(nodes)} publishers ({", ".join(sorted(nodes))}), and '
-        'nobody can tell whose messages are true; stop all but one, or give them topics of their '
-        'own',
+        f'{" and ".join(sources)}: {topic} has {len(nodes)} publishers '
+        f'({", ".join(sorted(nodes))}), and nobody can tell whose messages are true; stop '
+        f'{spare}, or give them topics of their own',
     )
