@@ -213,12 +213,8 @@ class DemoRecorder(Node):
                 self.node_state, self.node_text = values, _short(values)
             elif name.startswith('camera '):
                 self._on_camera(name.removeprefix('camera '), values)
-            elif name == 'commands':
-                self._guard = {
-                    key.removeprefix('guard '): int(value)
-                    for key, value in values.items()
-                    if key.startswith('guard ')
-                }
+            elif name == 'guard':  # ticks by verdict and by reason since the last reset
+                self._guard = {key: int(value) for key, value in values.items()}
 
     def _on_camera(self, view: str, values: dict[str, str]) -> None:
         if self._episode is not None:
