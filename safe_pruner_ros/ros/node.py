@@ -148,7 +148,9 @@ class SafePrunerNode(LifecycleNode):
         super().on_deactivate(state)  # mutes the command publishers first
         self.lifecycle = 'inactive'
         if self._session is not None and not self._session.stop():
-            self.get_logger().warning('the policy is still computing; its result is discarded')
+            self.get_logger().warning(
+                'the policy still computes or a send hangs; what comes of it is dropped'
+            )
 
     def _free(self) -> None:
         session, self._session = self._session, None

@@ -148,9 +148,9 @@ class Session:
         self._control.start()
 
     def stop(self) -> bool:
-        """No command leaves after this; False if the policy is still computing."""
-        self._control.stop()
-        stopped = self.loop.stop(WORKER_STOP_S)
+        """No command leaves after this; False if the policy still computes, or a send hangs."""
+        control_ended = self._control.stop()
+        stopped = self.loop.stop(WORKER_STOP_S) and control_ended
         self._graph.forget_rivals()
         self.loop.block()
         self._blocked = ()
