@@ -181,6 +181,10 @@ class RobotConfig:
     dry_run: bool = setting(
         True, 'publish commands to ~/preview/... only; set false to move the robot'
     )
+    simulated: bool = setting(
+        False,
+        'nothing real moves: the shipped weights, trained in simulation only, may command it',
+    )
 
     def __post_init__(self) -> None:
         if not self.joints:

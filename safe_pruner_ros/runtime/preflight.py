@@ -5,6 +5,7 @@ One finding a question; each problem says its next move. Live topics: `ros/prefl
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,11 +92,12 @@ def check_config(config: Config) -> Iterator[Finding]:
 
 
 def refuse_misfits(config: Config) -> None:
-    """For the node: what `check_config` would call a problem of a big policy, before loading it.
+    """For the node: what `check_config` would call a problem, before a big policy is loaded.
 
     Raises ConfigError, ValueError or FileNotFoundError with the first one.
     """
     policy, robot = config.policy, config.robot
+    refuse_simulated_weights(config)
     if policy.name == 'embedded':
         return
     deployment = policy.deployment
@@ -108,6 +110,30 @@ def refuse_misfits(config: Config) -> None:
             raise ConfigError(finding.text)
 
 
+def refuse_simulated_weights(config: Config) -> None:
+    """Raise ConfigError when the shipped weights would move a real robot: they have only ever
+    seen the simulator. A checkpoint that somebody trained is that person's affair."""
+    policy, robot = config.policy, config.robot
+    if policy.name != 'embedded' or robot.simulated or robot.dry_run:
+        return
+    if policy.checkpoint and not _is_shipped(Path(policy.checkpoint)):
+        return
+    raise ConfigError(
+        f'the shipped weights were trained in simulation only and must not move robot '
+        f'{robot.name!r} (policies/weights/MODEL_CARD.md), got robot.dry_run: false. Set it to '
+        'true to look at their commands, give weights trained for this robot (policy.checkpoint), '
+        'or, where nothing real moves, say robot.simulated: true in its YAML'
+    )
+
+
+def _is_shipped(path: Path) -> bool:
+    """The packaged file, or a copy of it under any name."""
+    from safe_pruner_ros.policies.embedded import SHIPPED_WEIGHTS
+
+    both_there = path.is_file() and SHIPPED_WEIGHTS.is_file()
+    return both_there and filecmp.cmp(path, SHIPPED_WEIGHTS, shallow=False)
+
+
 def _describe_pruner(config: Config) -> str:
     method = config.pruner.method
     settings = config.pruner.settings(accepted_settings(method))
@@ -117,6 +143,7 @@ def _describe_pruner(config: Config) -> str:
 
 def _check_embedded(config: Config) -> str:
     policy, method = config.policy, config.pruner.method
+    refuse_simulated_weights(config)
     settings = config.pruner.settings(accepted_settings(method))
     built = build_policy(policy.name, method, settings, policy.checkpoint, policy.device)
     check_policy_fits(built.spec, config.robot)

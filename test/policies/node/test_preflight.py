@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from pathlib import Path
+
+from safe_pruner_ros.policies.embedded import SHIPPED_WEIGHTS, load_weights, save_weights
+from safe_pruner_ros.ros.startup import build_configured_policy
+from safe_pruner_ros.runtime.config import ConfigError
+from safe_pruner_ros.runtime.config_yaml import load_config
+
+CONFIG = Path(__file__).parents[3] / 'config'
 
 
 def test_a_checkpoint_that_fits_passes_every_question(tiny_policy, preflight) -> None:
@@ -82,3 +91,41 @@ def test_the_shipped_policy_passes_and_wrong_files_are_named(preflight, tmp_path
         '--topics', 'off', '--policy-file', 'pi05', '--checkpoint', str(tmp_path / 'no')
     )
     assert code == 1 and 'does not exist; give the folder of a pi05 checkpoint' in out
+
+
+def test_shipped_weights_move_no_real_robot(preflight, tmp_path) -> None:
+    """Preflight and configure both refuse; a dry run, a simulator and own weights are fine."""
+    robot = (CONFIG / 'robots' / 'astribot_s1.yaml').read_text()
+    real = tmp_path / 'real.yaml'
+    real.write_text(robot.replace('dry_run: true', 'dry_run: false'))
+    copied, own = tmp_path / 'mine.safetensors', tmp_path / 'own.safetensors'
+    shutil.copy(SHIPPED_WEIGHTS, copied)
+    model = load_weights()
+    model.bos.data += 0.01
+    save_weights(model, own, {})
+
+    def refused(checkpoint: str, **overrides: object) -> str:
+        values = {'policy.checkpoint': checkpoint, **overrides}
+        config = load_config(real, CONFIG / 'policies' / 'embedded.yaml', values)
+        try:
+            build_configured_policy(config)
+        except ConfigError as error:
+            return str(error)
+        return ''
+
+    for checkpoint in ('', str(SHIPPED_WEIGHTS), str(copied)):
+        text = refused(checkpoint)
+        assert "trained in simulation only and must not move robot 'astribot_s1'" in text
+        assert all(move in text for move in ('Set it to true', 'policy.checkpoint', 'simulated'))
+    assert refused('', **{'robot.dry_run': True}) == ''
+    assert refused('', **{'robot.simulated': True}) == ''
+    assert refused(str(own)) == ''
+    code, out = preflight('--topics', 'off', '--robot-file', str(real))
+    assert code == 1 and 'PROBLEM  checkpoint: the shipped weights were trained in sim' in out
+    code, out = preflight('--topics', 'off', '--robot-file', 'astribot_s1')
+    assert code == 0, out
+
+
+def test_only_the_simulator_is_simulated() -> None:
+    for path in (CONFIG / 'robots').glob('*.yaml'):
+        assert load_config(path).robot.simulated is (path.stem == 'sim')
