@@ -5,6 +5,7 @@ Everything is keyed by joint name; the order of ``joints`` is the order of the p
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass
 from typing import Literal
 
@@ -15,6 +16,9 @@ from safe_pruner_ros.runtime.config_schema import (
     setting,
 )
 from safe_pruner_ros.types import Joint, JointKind, JointLayout
+
+# No arm joint turns further than twice around either way; limits beyond are in another unit.
+MAX_ARM_LIMIT_RAD = 4.0 * math.pi
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,13 @@ class JointConfig:
                 f'gripper {self.name!r} must have limits inside 0..1 (closed fraction), got '
                 f'{self.lower}..{self.upper}; put the unit of the robot into scale and offset '
                 f'of its state source and sink'
+            )
+        if self.kind == 'arm' and max(abs(self.lower), abs(self.upper)) > MAX_ARM_LIMIT_RAD:
+            raise ConfigError(
+                f'the limits {self.lower:g}..{self.upper:g} of arm joint {self.name!r} look like '
+                f'degrees; limits are rad, e.g. {math.radians(self.lower):.4g}..'
+                f'{math.radians(self.upper):.4g}. A robot whose messages are in degrees needs '
+                f'scale: {math.degrees(1.0):.5f} in its state source and sink, too'
             )
 
     def to_joint(self) -> Joint:
