@@ -76,10 +76,10 @@ def read_config(
     )
     changes = {'checkpoint': arguments.checkpoint, 'device': arguments.device}
     policy = replace(config.policy, **{name: text for name, text in changes.items() if text})
-    catalog = import_module('safe_pruner_ros.core.catalog')
+    settings = import_module('safe_pruner_ros.runtime.pruner_settings')
     configured = {}
-    for method in catalog.alike(config.pruner.method):
-        configured[method] = config.pruner.settings(catalog.accepted_settings(method))
+    for method in import_module('safe_pruner_ros.core.catalog').alike(config.pruner.method):
+        configured[method] = settings.stated_settings(config.pruner, method)
         configured[method].pop('retention_ratio', None)  # the command line's
     return replace(config, policy=policy), configured
 

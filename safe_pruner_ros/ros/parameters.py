@@ -75,7 +75,7 @@ class NodeParameters:
         """
         robot = config_file('robots', self.value('robot_file'))
         policy = config_file('policies', self.value('policy_file'))
-        base = load_config(robot, policy)
+        base = self._for_method(load_config(robot, policy))
         specs = {spec.name: spec for spec in parameter_specs(base)}
         kept = {
             name: self.value(name)
@@ -94,6 +94,16 @@ class NodeParameters:
             self._loading = False
         self._base = base
         return self._config()
+
+    def _for_method(self, base: Config) -> Config:
+        """``base`` under the method that was asked for: what the policy file says for another
+        method must not show as the value of a parameter, or pass for one that was set."""
+        name = 'pruner.method'
+        given = getattr(self._node, '_parameter_overrides', {}).get(name)
+        asked = given.value if given is not None else base.pruner.method
+        if name in self._declared and self.value(name) != _ros_value(self._declared[name]):
+            asked = self.value(name)
+        return override(base, {name: asked})
 
     def _config(self, changes: dict[str, Any] | None = None) -> Config:
         assert self._base is not None

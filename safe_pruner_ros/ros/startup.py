@@ -17,6 +17,7 @@ from safe_pruner_ros.types import ArmState, CameraImage, JointLayout, Observatio
 # A full step and two pruned ones: every shape that will occur has then been allocated once.
 WARM_UP_STEPS = 3
 WARM_UP_INSTRUCTION = 'pick up the red block and place it in the tray'
+LIVE_PRUNER_SETTINGS = ('retention_ratio', 'similarity_threshold')
 
 PolicyFactory = Callable[[Config], Policy]
 
@@ -26,17 +27,17 @@ def build_configured_policy(config: Config) -> Policy:
 
     Raises ConfigError with the next move for whatever does not fit: method, checkpoint, device.
     """
-    from safe_pruner_ros.core.catalog import accepted_settings
     from safe_pruner_ros.policies.catalog import build_policy
     from safe_pruner_ros.runtime.preflight import refuse_misfits
+    from safe_pruner_ros.runtime.pruner_settings import stated_settings
 
-    policy, method = config.policy, config.pruner.method
+    policy = config.policy
     try:
-        settings = config.pruner.settings(accepted_settings(method))
+        settings = stated_settings(config.pruner)
         refuse_misfits(config)
         return build_policy(
             policy.name,
-            method,
+            config.pruner.method,
             settings,
             policy.checkpoint,
             policy.device,
@@ -95,16 +96,17 @@ def update_pruner(policy: Policy, config: Config) -> None:
 
     Raises ValueError where the policy cannot: then only a new configure changes them.
     """
+    from safe_pruner_ros.runtime.pruner_settings import effective_settings
+
     update = getattr(policy, 'update_pruner', None)
     if update is None:
         raise ValueError(
             f'policy {policy.spec.name!r} cannot change its pruner while it is loaded; deactivate '
             'and clean up, set the parameter, then configure again'
         )
-    update(
-        retention_ratio=config.pruner.retention_ratio,
-        similarity_threshold=config.pruner.similarity_threshold,
-    )
+    settings = effective_settings(config.pruner)  # a threshold set back is the method's own
+    settings['retention_ratio'] = config.pruner.retention_ratio
+    update(**{name: settings[name] for name in LIVE_PRUNER_SETTINGS if name in settings})
 
 
 def describe_rivals(rivals: Mapping[str, list[str]]) -> str:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from safe_pruner_ros.core.catalog import accepted_settings
 from safe_pruner_ros.policies.catalog import build_policy, open_checkpoint
 from safe_pruner_ros.policies.checkpoint_check import CheckpointFiles, check_all
 from safe_pruner_ros.runtime.config import (
@@ -24,6 +23,7 @@ from safe_pruner_ros.runtime.config import (
     check_names_fit,
     check_policy_fits,
 )
+from safe_pruner_ros.runtime.pruner_settings import effective_settings, stated_settings
 
 Level = Literal['ok', 'note', 'problem']
 
@@ -135,16 +135,17 @@ def _is_shipped(path: Path) -> bool:
 
 
 def _describe_pruner(config: Config) -> str:
-    method = config.pruner.method
-    settings = config.pruner.settings(accepted_settings(method))
-    ratio = settings.get('retention_ratio')
-    return method if ratio is None else f'{method}, keeps {ratio:g} of the visual tokens'
+    settings = effective_settings(config.pruner)
+    ratio = settings.pop('retention_ratio', None)
+    share = '' if ratio is None else f', keeps {ratio:g} of the visual tokens'
+    values = ', '.join(f'{name} {value}' for name, value in settings.items())
+    return f'{config.pruner.method}{share} ({values})'
 
 
 def _check_embedded(config: Config) -> str:
     policy, method = config.policy, config.pruner.method
     refuse_simulated_weights(config)
-    settings = config.pruner.settings(accepted_settings(method))
+    settings = stated_settings(config.pruner)
     built = build_policy(policy.name, method, settings, policy.checkpoint, policy.device)
     check_policy_fits(built.spec, config.robot)
     return f'{policy.checkpoint or "the shipped weights"}, {len(built.spec.views)} views'
