@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 PROGRAM = 'safe-pruner'
@@ -92,14 +93,18 @@ def read_robot(robot: str) -> Any:
 
 
 def import_ros(name: str) -> Any:
-    """A module of the ros room; UsageError where ROS 2 is not set up."""
+    """A module of the ros room; UsageError where ROS 2 is not set up, or our messages are not
+    found: some modules import those only while they run, with children started already."""
     try:
-        return import_module(f'safe_pruner_ros.ros.{name}')
+        module = import_module(f'safe_pruner_ros.ros.{name}')
+        if find_spec('safe_pruner_ros.msg') is None:
+            raise ImportError('the messages of this package, safe_pruner_ros.msg, are not found')
     except ImportError as error:
         raise UsageError(
             f'this needs ROS 2 and the built package ({error}); run "make setup" once, then '
             f'"scripts/with_env {PROGRAM} ..."'
         ) from error
+    return module
 
 
 # ---- values

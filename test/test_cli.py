@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +114,21 @@ def test_missing_ros_is_explained(capsys, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(cli_common, 'import_module', missing)
     assert "No module named 'rclpy'" in fails(capsys, 'demo')
+
+
+@pytest.mark.parametrize(
+    'arguments', [['demo'], ['benchmark', '--ros'], ['record', '--duration', '1'], ['play', '.']]
+)
+def test_without_the_environment_is_explained(tmp_path, arguments: list[str]) -> None:
+    """The program of .venv/bin started by itself: rclpy may be there, our messages are not."""
+    root = str(Path(__file__).parents[1])
+    kept = {name: os.environ[name] for name in ('PATH', 'HOME', 'TMPDIR') if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, '-m', 'safe_pruner_ros.cli', *arguments],
+        env={**kept, 'PYTHONPATH': root}, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
+    assert '"scripts/with_env safe-pruner ..."' in done.stderr.splitlines()[-1]
 
 
 def test_interrupt_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
