@@ -101,6 +101,7 @@ def test_others_refuse(capsys, tmp_path) -> None:
     assert "got '0'" in fails(capsys, 'benchmark', '--threads', '0', *out)
     assert '--rounds' in fails(capsys, 'benchmark', '--rounds', '0', *out)
     assert '--processes' in fails(capsys, 'train', '--processes', '0', *out)
+    assert "called 'gpu'" in fails(capsys, 'train', '--device', 'gpu', '--smoke', *out)
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -60,7 +60,9 @@ def check_config(config: Config) -> Iterator[Finding]:
     """Robot file against policy file, checkpoint and device, in the order they are read."""
     robot, policy = config.robot, config.policy
     cameras = [camera.name for camera in robot.cameras]
-    moves = 'commands go to ~/preview (dry_run)' if robot.dry_run else 'commands MOVE THE ROBOT'
+    moves = 'commands move the simulated robot' if robot.simulated else 'commands MOVE THE ROBOT'
+    if robot.dry_run:
+        moves = 'commands go to ~/preview (dry_run)'
     text = f'{robot.name}, {len(robot.joints)} joints, cameras {cameras}, {moves}'
     yield Finding('ok', 'robot', text)
     yield ask('pruner', lambda: _describe_pruner(config))
