@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -122,6 +122,11 @@ def ratios(text: str, option: str = '--retention') -> list[float]:
         return [float(ratio) for ratio in names(text)]
     except ValueError as error:
         raise UsageError(f'{option} takes numbers like 0.3,0.1, got {text!r}') from error
+
+
+def one_of(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UsageError(f'{option} must be one of {", ".join(choices)}, got {value!r}')
 
 
 def share(option: str, value: float) -> None:

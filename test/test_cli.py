@@ -104,6 +104,30 @@ def test_others_refuse(capsys, tmp_path) -> None:
     assert "called 'gpu'" in fails(capsys, 'train', '--device', 'gpu', '--smoke', *out)
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--dtype', 'float16'], '--dtype is for a benchmark of --model and would be ignored'),
+        (['--size', 'full'], '--size is for a benchmark of --model'),
+        (['--graphs'], '--graphs is for a benchmark of --model'),
+        (['--keyframe-share', '0.2'], '--keyframe-share is for a benchmark of --model'),
+        (['--ros', '--size', 'full'], 'ignored with --ros'),
+        (['--ros', '--method', 'fastv'], '--method is for a benchmark of --model'),
+        (['--ros', '--model', 'pi05'], 'leave out --model'),
+        (['--camera-rate', '30'], '--camera-rate is for a benchmark of --ros'),
+        (['--model', 'pi05', '--set', 'tau=0.5'], '--set is for a benchmark of a policy file'),
+        (['--model', 'pi05', '--policy-file', 'pi05'], 'ignored with --model'),
+        (['--model', 'pi05', '--episodes', '2'], 'ignored with --model'),
+        (['--model', 'pi05', '--dtype', 'bf16'], "auto, float32, bfloat16, float16, got 'bf16'"),
+    ],
+)
+def test_benchmark_refuses_what_it_would_ignore(
+    capsys, tmp_path, arguments: list[str], message: str
+) -> None:
+    assert message in fails(capsys, 'benchmark', *arguments, '--out', str(tmp_path / 'out'))
+    assert not (tmp_path / 'out').exists()
+
+
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(ValueError, match='unknown pruning method'):
         cli.main(['--debug', 'evaluate', '--methods', 'magic'])
