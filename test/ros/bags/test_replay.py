@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from safe_pruner_ros import cli
+from safe_pruner_ros.policies.embedded import load_weights
 
 DATA = Path(__file__).parents[4] / 'shared' / 'data'  # beside the checkout
 
@@ -80,12 +81,20 @@ def test_the_film_shows_every_step(replayed):
     assert not np.array_equal(frames[0], frames[2])
 
 
-def test_kept_limits_are_exit_code_0(recording, tmp_path):
+def test_kept_limits_are_exit_code_0(recording, tmp_path, monkeypatch):
+    loaded = []
+
+    def load_once(path):
+        loaded.append(path)
+        return load_weights(path)
+
+    monkeypatch.setattr('safe_pruner_ros.policies.embedded.load_weights', load_once)
     code = cli.main(
         ['replay', str(recording), '--max-deviation-rad', '3', '--max-gripper-flips', '99',
          '--no-video', '--out', str(tmp_path)]
     )  # fmt: skip
     page = (tmp_path / 'report.html').read_text()
+    assert len(loaded) == 1  # of the unpruned policy, for all methods
     assert code == 0 and 'All methods keep the limits' in page
     assert not (tmp_path / 'overlay.mp4').exists()
 
