@@ -40,6 +40,21 @@ def add_command(
     return parser
 
 
+def add_method_arguments(
+    parser: argparse.ArgumentParser, no_methods: str, no_retention: str
+) -> None:
+    """``--methods`` and ``--retention``, as `evaluation/methods.py` reads them."""
+    parser.add_argument(
+        '--methods', nargs='+', default=[], metavar='METHOD', help='names, with settings as '
+        '"safe_pruner:tau=0.9,alpha=0.5", a ratio of its own as "fastv@0.25"; '
+        f'"safe_pruner:published" leaves the policy file out; none: {no_methods}'
+    )  # fmt: skip
+    parser.add_argument(
+        '--retention', nargs='+', default=[], metavar='RATIO', help=f'in (0, 1]; '
+        f'none: {no_retention}'
+    )  # fmt: skip
+
+
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--policy-file',
