@@ -91,6 +91,13 @@ def test_the_shipped_policy_passes_and_wrong_files_are_named(preflight, tmp_path
         '--topics', 'off', '--policy-file', 'pi05', '--checkpoint', str(tmp_path / 'no')
     )
     assert code == 1 and 'does not exist; give the folder of a pi05 checkpoint' in out
+    (tmp_path / 'empty').mkdir()
+    for policy in ('openvla', 'openvla_oft', 'cogact', 'pi05'):
+        code, out = preflight(
+            '--topics', 'off', '--policy-file', policy, '--checkpoint', str(tmp_path / 'empty')
+        )
+        assert code == 1 and f'{tmp_path}/empty is empty; give the folder that' in out
+        assert '1 problem' in out  # not one for each file that is missing
 
 
 def test_shipped_weights_move_no_real_robot(preflight, tmp_path) -> None:
