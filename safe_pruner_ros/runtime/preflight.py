@@ -6,10 +6,9 @@ One finding a question; each problem says its next move. Live topics: `ros/prefl
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -23,37 +22,14 @@ from safe_pruner_ros.runtime.config import (
     check_names_fit,
     check_policy_fits,
 )
+from safe_pruner_ros.runtime.finding import Finding, ask, is_good
+from safe_pruner_ros.runtime.policy_timing import ChunkTiming
 from safe_pruner_ros.runtime.pruner_settings import effective_settings, stated_settings
-
-Level = Literal['ok', 'note', 'problem']
 
 # How far an absolute action may reach beyond a joint's limits, in spans of the joint, before its
 # unit is in doubt. The guard clamps overshoot; degrees, percent or a gripper from -1 to 1
 # would be clamped all the time.
 MAX_OVERSHOOT = {'arm': 1.0, 'gripper': 0.25}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """``text`` of a problem ends with what to do about it."""
-
-    level: Level
-    subject: str
-    text: str
-
-    def __str__(self) -> str:
-        return f'{self.level.upper():8} {self.subject}: {self.text}'
-
-
-def ask(subject: str, question: Callable[[], str]) -> Finding:
-    """'ok' with the answer, or a problem with what was raised."""
-    try:
-        return Finding('ok', subject, question())
-    except (ValueError, FileNotFoundError) as error:  # the package's word for what does not fit
-        return Finding('problem', subject, str(error))
-    except Exception as error:  # one odd file must not hide what the other questions find
-        text = f'{type(error).__name__}: {error}; is this the folder of an official checkpoint?'
-        return Finding('problem', subject, text)
 
 
 def check_config(config: Config) -> Iterator[Finding]:
@@ -188,11 +164,29 @@ def check_units(
             )
 
 
-def is_good(findings: list[Finding]) -> bool:
-    return not any(finding.level == 'problem' for finding in findings)
+def read_timing(config: Config) -> ChunkTiming | None:
+    """How chunks will be executed, from headers only; None where the files do not say (another
+    question has told why)."""
+    policy = config.policy
+    try:
+        if policy.name == 'embedded':
+            from safe_pruner_ros.policies.embedded import load_weights
+
+            model = load_weights(Path(policy.checkpoint) if policy.checkpoint else None).config
+            size, horizon, period_s = model.chunk_size, model.execution_horizon, model.period_s
+        else:
+            values = policy.deployment_values()
+            files = open_checkpoint(policy.name, policy.checkpoint, policy.device, values)
+            size, period_s = files.chunk_size, policy.deployment.period_s
+            horizon = policy.deployment.execution_horizon or size
+    except Exception:
+        return None
+    return ChunkTiming.of(config, size, horizon, period_s)
 
 
-def as_values(findings: list[Finding], config: Config | None) -> dict[str, Any]:
+def as_values(
+    findings: list[Finding], config: Config | None, topics_checked: bool
+) -> dict[str, Any]:
     """For JSON."""
     names: dict[str, str] = {}
     if config is not None:
@@ -205,5 +199,6 @@ def as_values(findings: list[Finding], config: Config | None) -> dict[str, Any]:
     return {
         **names,
         'ok': is_good(findings),
+        'topics_checked': topics_checked,
         'findings': [{'level': f.level, 'subject': f.subject, 'text': f.text} for f in findings],
     }
