@@ -24,6 +24,7 @@ from safe_pruner_ros.cli_common import (
     add_policy_arguments,
     at_least,
     import_ros,
+    one_of,
     read_config,
     share,
     size,
@@ -144,6 +145,17 @@ def _train(arguments: argparse.Namespace) -> int:
 
 # ---- benchmark
 
+# What each of its three kinds reads, with defaults; an option of another kind is refused.
+_MODEL = {'size': 'small', 'keyframe_share': 0.1, 'dtype': 'auto', 'graphs': False}
+_STEPS = {'method': '', 'retention': None, 'threads': '2', 'rounds': 20, 'device': ''}
+_SCENES = {'policy_file': 'embedded', 'settings': [], 'episodes': 4, 'task': 'pick_place'}
+_NODE = {'seconds': 30.0, 'image_px': '256x256', 'camera_rate': 20.0}
+_BENCHMARKS: dict[str, dict[str, Any]] = {
+    '--model': {**_STEPS, **_MODEL},
+    '--ros': {'checkpoint': '', **_NODE},
+    'a policy file': {'checkpoint': '', **_STEPS, **_SCENES},
+}
+
 
 def _add_benchmark(commands: Any) -> None:
     parser = add_command(
@@ -152,58 +164,82 @@ def _add_benchmark(commands: Any) -> None:
         _benchmark,
         'latency of a policy step, unpruned and pruned side by side in one run',
         'With --model: a big policy with random weights. With --ros: what the node adds, from '
-        'camera to command, without a model.',
+        'camera to command, without a model. Else: the policy of a policy file.',
     )
     parser.add_argument(
         '--model', default='', help='openvla, openvla_oft, pi05 or embedded, with random weights'
     )
     parser.add_argument(
-        '--size', default='small', help='of --model: full, small (full depth and token counts, '
-        'about 100 M parameters) or tiny'
+        '--size', help='of --model: full, small (full depth '
+        'and token counts, about 100 M parameters) or tiny; none: small'
     )  # fmt: skip
     parser.add_argument(
-        '--keyframe-share', type=float, default=0.1, help='of --model: share of key timesteps'
+        '--keyframe-share', type=float, help='of --model: share of key timesteps; none: 0.1'
     )
     parser.add_argument(
-        '--dtype', default='', help='of --model; empty: bfloat16 on a GPU, float32 on a CPU'
-    )
+        '--dtype', help='of --model: float32, bfloat16, float16 or auto, bfloat16 on a GPU and '
+        'float32 on a CPU; none: auto'
+    )  # fmt: skip
     parser.add_argument(
         '--graphs', action='store_true', help='of --model: replay CUDA graphs; needs a GPU'
     )
     parser.add_argument(
         '--method', default='', help="pruning method to compare; empty: the policy file's, with "
-        '--model safe_pruner'
+        '--model safe_pruner as published'
     )  # fmt: skip
     parser.add_argument(
         '--retention', type=float, help="share of visual tokens kept; none: the policy file's, "
         'with --model 0.3'
     )  # fmt: skip
-    parser.add_argument('--threads', default='2', help='torch threads, comma separated')
-    parser.add_argument('--episodes', type=int, default=4, help='recorded scenes to replay')
-    parser.add_argument('--rounds', type=int, default=20, help='replays of them')
-    parser.add_argument('--task', default='pick_place', help='task')
+    parser.add_argument('--threads', help='torch threads, comma separated; none: 2')
+    parser.add_argument('--episodes', type=int, help='recorded scenes to replay; none: 4')
+    parser.add_argument('--rounds', type=int, help='replays of them; none: 20')
+    parser.add_argument('--task', help='task of the scenes; none: pick_place')
     parser.add_argument('--ros', action='store_true', help='measure the node instead of a policy')
-    parser.add_argument('--seconds', type=float, default=30.0, help='length of a --ros pass, s')
-    parser.add_argument('--image-px', default='256x256', help='pictures of --ros, width x height')
-    parser.add_argument('--camera-rate', type=float, default=20.0, help='pictures of --ros, Hz')
+    parser.add_argument('--seconds', type=float, help='length of a --ros pass, s; none: 30')
+    parser.add_argument('--image-px', help='pictures of --ros, width x height; none: 256x256')
+    parser.add_argument('--camera-rate', type=float, help='pictures of --ros, Hz; none: 20')
     parser.add_argument('--out', type=Path, default=Path('out/benchmark'), help='results folder')
     add_policy_arguments(parser)
+    # Not given is None, so that an option that would be ignored can be told from a default.
+    parser.set_defaults(**dict.fromkeys(name for kind in _BENCHMARKS.values() for name in kind))
+
+
+def _choose_benchmark(arguments: argparse.Namespace) -> None:
+    """Fill in the defaults of the kind that was asked for; UsageError for another's option."""
+    if arguments.ros and arguments.model:
+        raise UsageError('--ros measures the node without a big policy; leave out --model')
+    kind = '--model' if arguments.model else '--ros' if arguments.ros else 'a policy file'
+    read = _BENCHMARKS[kind]
+    for other, options in _BENCHMARKS.items():
+        for name in options:
+            if name not in read and getattr(arguments, name) is not None:
+                option = '--set' if name == 'settings' else f'--{name.replace("_", "-")}'
+                raise UsageError(
+                    f'{option} is for a benchmark of {other} and would be ignored with {kind}; '
+                    'leave it out'
+                )
+    for name, default in read.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
 
 
 def _benchmark(arguments: argparse.Namespace) -> int:
+    _choose_benchmark(arguments)
     if arguments.ros:
         at_least('--seconds', arguments.seconds, 2)
         arguments.image_px = size(arguments.image_px)
         return int(import_ros('benchmark').main(arguments))
-    for name in ('rounds', 'episodes'):
-        at_least(f'--{name}', getattr(arguments, name), 1)
+    at_least('--rounds', arguments.rounds, 1)
     if arguments.model:
+        one_of('--dtype', arguments.dtype, ('auto', 'float32', 'bfloat16', 'float16'))
         share('--keyframe-share', arguments.keyframe_share)
         arguments.method = arguments.method or 'safe_pruner'
         arguments.retention = 0.3 if arguments.retention is None else arguments.retention
         return int(
             import_module('safe_pruner_ros.evaluation.model_benchmark.command').main(arguments)
         )
+    at_least('--episodes', arguments.episodes, 1)
     config, configured = read_config(arguments, 'sim')
     arguments.method = arguments.method or config.pruner.method
     if arguments.retention is None:

@@ -10,10 +10,10 @@ from typing import Any
 from safe_pruner_ros.cli_common import (
     UsageError,
     add_command,
+    add_method_arguments,
     add_policy_arguments,
     at_least,
     import_ros,
-    names,
     ratios,
     read_config,
     read_robot,
@@ -84,16 +84,14 @@ def _add_replay(commands: Any) -> None:
         _replay,
         'what pruning would have changed on a recording of your robot',
         'Writes report.json, report.html and overlay.mp4. Exit code 1 when a method exceeds one '
-        'of the limits given. Needs no ROS.',
+        'of the limits given. Needs no ROS, and the memory of one policy: methods share it.',
     )
-    parser.add_argument('bag', type=Path, help='rosbag2 folder, .mcap, .db3, or ROS 1 .bag')
-    _add_bag_arguments(parser)
-    parser.add_argument('--methods', default='', help="comma separated; empty: the policy file's")
+    # '?' only for a better word than argparse has when an option before it took it.
     parser.add_argument(
-        '--retention',
-        default='',
-        help="ratios in (0, 1], comma separated; empty: the policy file's",
+        'bag', type=Path, nargs='?', help='rosbag2 folder, .mcap, .db3, or ROS 1 .bag'
     )
+    _add_bag_arguments(parser)
+    add_method_arguments(parser, "the policy file's", "the policy file's")
     _add_limits(parser)
     parser.add_argument('--no-video', action='store_true', help='write no overlay.mp4')
     parser.add_argument('--out', type=Path, default=Path('out/replay'), help='results folder')
@@ -101,14 +99,20 @@ def _add_replay(commands: Any) -> None:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
+    if arguments.bag is None:
+        raise UsageError(
+            'which recording? Name it before --methods and --retention, which take every word '
+            'that follows them'
+        )
     at_least('--deadline-ms', arguments.deadline_ms, 0)
     plan = import_module('safe_pruner_ros.evaluation.plan')
-    parse_settings = import_module('safe_pruner_ros.evaluation.methods').parse_settings
-    settings = parse_settings(arguments.settings)
+    methods = import_module('safe_pruner_ros.evaluation.methods')
+    settings = methods.parse_settings(arguments.settings)
     config, configured = read_config(arguments, arguments.robot_file)
-    methods = names(arguments.methods) or [config.pruner.method]
-    kept = ratios(arguments.retention) if arguments.retention else [config.pruner.retention_ratio]
-    cells = plan.build_cells(methods, kept, settings, configured)
+    chosen = methods.split_methods(arguments.methods or [config.pruner.method])
+    ratio = config.pruner.retention_ratio
+    kept = methods.parse_ratios(arguments.retention) if arguments.retention else [ratio]
+    cells = plan.build_cells(chosen, kept, settings, configured)
     return int(import_module('safe_pruner_ros.ros.bags.replay').main(arguments, config, cells))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 PROGRAM = 'safe-pruner'
@@ -37,6 +38,21 @@ def add_command(
     )
     parser.set_defaults(command=command)
     return parser
+
+
+def add_method_arguments(
+    parser: argparse.ArgumentParser, no_methods: str, no_retention: str
+) -> None:
+    """``--methods`` and ``--retention``, as `evaluation/methods.py` reads them."""
+    parser.add_argument(
+        '--methods', nargs='+', default=[], metavar='METHOD', help='names, with settings as '
+        '"safe_pruner:tau=0.9,alpha=0.5", a ratio of its own as "fastv@0.25"; '
+        f'"safe_pruner:published" leaves the policy file out; none: {no_methods}'
+    )  # fmt: skip
+    parser.add_argument(
+        '--retention', nargs='+', default=[], metavar='RATIO', help=f'in (0, 1]; '
+        f'none: {no_retention}'
+    )  # fmt: skip
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,10 +92,10 @@ def read_config(
     )
     changes = {'checkpoint': arguments.checkpoint, 'device': arguments.device}
     policy = replace(config.policy, **{name: text for name, text in changes.items() if text})
-    catalog = import_module('safe_pruner_ros.core.catalog')
+    settings = import_module('safe_pruner_ros.runtime.pruner_settings')
     configured = {}
-    for method in catalog.alike(config.pruner.method):
-        configured[method] = config.pruner.settings(catalog.accepted_settings(method))
+    for method in import_module('safe_pruner_ros.core.catalog').alike(config.pruner.method):
+        configured[method] = settings.stated_settings(config.pruner, method)
         configured[method].pop('retention_ratio', None)  # the command line's
     return replace(config, policy=policy), configured
 
@@ -92,14 +108,18 @@ def read_robot(robot: str) -> Any:
 
 
 def import_ros(name: str) -> Any:
-    """A module of the ros room; UsageError where ROS 2 is not set up."""
+    """A module of the ros room; UsageError where ROS 2 is not set up, or our messages are not
+    found: some modules import those only while they run, with children started already."""
     try:
-        return import_module(f'safe_pruner_ros.ros.{name}')
+        module = import_module(f'safe_pruner_ros.ros.{name}')
+        if find_spec('safe_pruner_ros.msg') is None:
+            raise ImportError('the messages of this package, safe_pruner_ros.msg, are not found')
     except ImportError as error:
         raise UsageError(
             f'this needs ROS 2 and the built package ({error}); run "make setup" once, then '
             f'"scripts/with_env {PROGRAM} ..."'
         ) from error
+    return module
 
 
 # ---- values
@@ -117,6 +137,11 @@ def ratios(text: str, option: str = '--retention') -> list[float]:
         return [float(ratio) for ratio in names(text)]
     except ValueError as error:
         raise UsageError(f'{option} takes numbers like 0.3,0.1, got {text!r}') from error
+
+
+def one_of(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UsageError(f'{option} must be one of {", ".join(choices)}, got {value!r}')
 
 
 def share(option: str, value: float) -> None:

@@ -12,6 +12,7 @@ from safe_pruner_ros.cli_common import (
     FAILED,
     PROGRAM,
     add_command,
+    add_method_arguments,
     add_policy_arguments,
     at_least,
     read_policy_file,
@@ -45,15 +46,8 @@ def _add_evaluate(commands: Any) -> None:
         '.yaml) instead of --task, --methods, --retention and --seeds'
     )  # fmt: skip
     parser.add_argument('--task', default='', help='task; empty: pick_place')
-    parser.add_argument(
-        '--methods', nargs='+', default=[], metavar='METHOD', help='names, with settings as '
-        '"safe_pruner:tau=0.9,alpha=0.5", a ratio of its own as "fastv@0.25"; '
-        '"safe_pruner:published" leaves the policy file out; '
-        'none: unpruned diverse_forecast safe_pruner random fastv'
-    )  # fmt: skip
-    parser.add_argument(
-        '--retention', nargs='+', default=[], metavar='RATIO', help='in (0, 1]; none: 0.3'
-    )
+    methods = 'unpruned diverse_forecast safe_pruner random fastv'
+    add_method_arguments(parser, methods, '0.3')
     parser.add_argument(
         '--seeds', default='', help='scenes: 900000:900200 (end excluded) or 900000,900007; '
         'empty: the first 200 of the split'
@@ -82,7 +76,10 @@ def _add_evaluate(commands: Any) -> None:
         'or ray[:ADDRESS]'
     )  # fmt: skip
     parser.add_argument(
-        '--dry-run', action='store_true', help='print what would run, and how long it is, only'
+        '--dry-run',
+        action='store_true',
+        help='only print what would run, and how many episodes '
+        'that is; how long they take depends on this machine',
     )
     parser.add_argument('--out', type=Path, default=Path('out/evaluate'), help='results folder')
     add_policy_arguments(parser)

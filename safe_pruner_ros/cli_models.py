@@ -53,7 +53,8 @@ def _add_preflight(commands: Any) -> None:
         'preflight',
         _preflight,
         'whether robot file, policy file, checkpoint and live topics fit, and what to fix',
-        'One line a finding. Loads no weights. Exit code 1 when something stands in the way.',
+        'One line a finding. Loads no weights of a big policy unless asked to measure. Exit code '
+        '1 when something stands in the way.',
     )
     parser.add_argument(
         '--robot-file', default='sim', help='robot: a name in config/robots, or a path'
@@ -70,6 +71,10 @@ def _add_preflight(commands: Any) -> None:
         help='look at live topics; auto: where other nodes are up',
     )
     parser.add_argument('--seconds', type=float, default=3.0, help='how long topics are watched')
+    parser.add_argument(
+        '--measure', action='store_true', help='load the weights and time a policy step on the '
+        'device: do chunks arrive in time?'
+    )  # fmt: skip
     parser.add_argument('--sim-time', action='store_true', help='stamps belong to /clock')
     parser.add_argument('--json', action='store_true', help='one JSON document instead of lines')
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -66,7 +68,7 @@ def test_evaluate_says_what_it_would_run(capsys, tmp_path) -> None:
     )
     text = capsys.readouterr().out
     assert 'pick_place, 13 cells x 2 episodes, split test' in text
-    assert 'safe_pruner:keyframe_interval=4 at 0.1' in text and '26 episodes' in text
+    assert 'safe_pruner:keyframe_interval=4 at 0.1' in text and '26 episodes; how long' in text
     assert not (tmp_path / 'out').exists()
 
 
@@ -99,6 +101,31 @@ def test_others_refuse(capsys, tmp_path) -> None:
     assert "got '0'" in fails(capsys, 'benchmark', '--threads', '0', *out)
     assert '--rounds' in fails(capsys, 'benchmark', '--rounds', '0', *out)
     assert '--processes' in fails(capsys, 'train', '--processes', '0', *out)
+    assert "called 'gpu'" in fails(capsys, 'train', '--device', 'gpu', '--smoke', *out)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--dtype', 'float16'], '--dtype is for a benchmark of --model and would be ignored'),
+        (['--size', 'full'], '--size is for a benchmark of --model'),
+        (['--graphs'], '--graphs is for a benchmark of --model'),
+        (['--keyframe-share', '0.2'], '--keyframe-share is for a benchmark of --model'),
+        (['--ros', '--size', 'full'], 'ignored with --ros'),
+        (['--ros', '--method', 'fastv'], '--method is for a benchmark of --model'),
+        (['--ros', '--model', 'pi05'], 'leave out --model'),
+        (['--camera-rate', '30'], '--camera-rate is for a benchmark of --ros'),
+        (['--model', 'pi05', '--set', 'tau=0.5'], '--set is for a benchmark of a policy file'),
+        (['--model', 'pi05', '--policy-file', 'pi05'], 'ignored with --model'),
+        (['--model', 'pi05', '--episodes', '2'], 'ignored with --model'),
+        (['--model', 'pi05', '--dtype', 'bf16'], "auto, float32, bfloat16, float16, got 'bf16'"),
+    ],
+)
+def test_benchmark_refuses_what_it_would_ignore(
+    capsys, tmp_path, arguments: list[str], message: str
+) -> None:
+    assert message in fails(capsys, 'benchmark', *arguments, '--out', str(tmp_path / 'out'))
+    assert not (tmp_path / 'out').exists()
 
 
 def test_debug_shows_the_traceback() -> None:
@@ -112,6 +139,21 @@ def test_missing_ros_is_explained(capsys, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(cli_common, 'import_module', missing)
     assert "No module named 'rclpy'" in fails(capsys, 'demo')
+
+
+@pytest.mark.parametrize(
+    'arguments', [['demo'], ['benchmark', '--ros'], ['record', '--duration', '1'], ['play', '.']]
+)
+def test_without_the_environment_is_explained(tmp_path, arguments: list[str]) -> None:
+    """The program of .venv/bin started by itself: rclpy may be there, our messages are not."""
+    root = str(Path(__file__).parents[1])
+    kept = {name: os.environ[name] for name in ('PATH', 'HOME', 'TMPDIR') if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, '-m', 'safe_pruner_ros.cli', *arguments],
+        env={**kept, 'PYTHONPATH': root}, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
+    assert '"scripts/with_env safe-pruner ..."' in done.stderr.splitlines()[-1]
 
 
 def test_interrupt_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

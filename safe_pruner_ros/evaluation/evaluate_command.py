@@ -9,7 +9,12 @@ from typing import Any
 
 from safe_pruner_ros.evaluation.evaluate import check_plan, count_objects, evaluate
 from safe_pruner_ros.evaluation.execution import WorkerDied, check_backend, on_backend
-from safe_pruner_ros.evaluation.methods import parse_method, parse_settings, split_methods
+from safe_pruner_ros.evaluation.methods import (
+    parse_method,
+    parse_ratios,
+    parse_settings,
+    split_methods,
+)
 from safe_pruner_ros.evaluation.named_plans import NamedRun, load_named_plan
 from safe_pruner_ros.evaluation.plan import EvaluationPlan, build_cells, choose_seeds
 from safe_pruner_ros.evaluation.policy_source import PolicySource
@@ -56,7 +61,7 @@ def _runs(arguments: argparse.Namespace, splits: Mapping[str, range]) -> list[Na
             raise ValueError('--episodes shortens a --plan; without one, say --seeds')
         seeds, split = choose_seeds(arguments.seeds, arguments.split, splits)
         methods = split_methods(arguments.methods or DEFAULT_METHODS)
-        ratios = _ratios(arguments.retention or ['0.3'])
+        ratios = parse_ratios(arguments.retention or ['0.3'])
         task = arguments.task or 'pick_place'
         return [NamedRun('', task, tuple(methods), tuple(ratios), split, seeds)]
     given = [name for name in ('methods', 'retention', 'seeds') if getattr(arguments, name)]
@@ -109,13 +114,6 @@ def _baseline(text: str, plans: Sequence[EvaluationPlan]) -> str:
     return spec.variant
 
 
-def _ratios(words: Sequence[str]) -> list[float]:
-    try:
-        return [float(ratio) for ratio in split_methods(words)]
-    except ValueError as error:
-        raise ValueError(f'--retention takes numbers like 0.3,0.1, got {words[0]!r}') from error
-
-
 def _overview(plans: Mapping[Path, EvaluationPlan]) -> str:
     lines, total = [], 0
     for out, plan in plans.items():
@@ -126,4 +124,5 @@ def _overview(plans: Mapping[Path, EvaluationPlan]) -> str:
             f'{plan.split}, seeds {plan.seeds[0]} to {plan.seeds[-1]}'
         )
         lines += [f'  {cell.variant} at {cell.retention_ratio:g}' for cell in plan.cells]
-    return '\n'.join([*lines, f'{total} episodes'])
+    time = 'how long they take depends on this machine: try some with --episodes or --seeds'
+    return '\n'.join([*lines, f'{total} episodes; {time}'])

@@ -178,7 +178,7 @@ def run_benchmark(
 ) -> dict[str, Any]:
     """`statistics` by number of torch threads, as {'threads': {'2': {...}}}."""
     method = policy.build(cell.method, cell.settings)
-    unpruned = policy.build('unpruned', {})
+    unpruned = method.with_pruner('unpruned')
     episodes = record_observations(method, env, seeds)
     before = torch.get_num_threads()
     by_threads = {}

@@ -71,6 +71,16 @@ def split_methods(words: Sequence[str]) -> list[str]:
     return names
 
 
+def parse_ratios(words: Sequence[str]) -> list[float]:
+    """Words of --retention -> ratios, separated by commas or spaces. Raises ValueError."""
+    names = split_methods(words)
+    try:
+        return [float(ratio) for ratio in names]
+    except ValueError as error:
+        given = ' '.join(words)
+        raise ValueError(f'--retention takes numbers like 0.3,0.1, got {given!r}') from error
+
+
 def parse_value(text: str) -> Any:
     """A Python literal (also None), else the text itself."""
     text = text.strip()

@@ -74,6 +74,10 @@ def _big(
     folder = Path(checkpoint).expanduser()
     if not folder.exists():
         raise FileNotFoundError(f'{folder} does not exist; give the folder of a {name} checkpoint')
+    if folder.is_dir() and not any(folder.iterdir()):
+        raise FileNotFoundError(
+            f'{folder} is empty; give the folder that the {name} checkpoint was copied to'
+        )
     if not deployment:
         raise ValueError(
             f'policy {name!r} needs a deployment: views, actions, statistics_key and period_s'

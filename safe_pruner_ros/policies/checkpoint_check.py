@@ -28,6 +28,10 @@ class CheckpointCheck:
 class CheckpointFiles(Protocol):
     """One folder and one deployment. Loading runs the same checks as `safe-pruner preflight`."""
 
+    @property
+    def chunk_size(self) -> int:
+        """Actions a query. Raises ValueError or FileNotFoundError as a check would."""
+
     def checks(self) -> tuple[CheckpointCheck, ...]: ...
 
     def action_span(self) -> tuple[FloatArray, FloatArray]:

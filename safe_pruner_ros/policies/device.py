@@ -28,10 +28,30 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"no device is called {name!r}; use 'auto', 'cpu' or 'cuda:0'") from None
     if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f'device {name!r} asks for a GPU and torch finds {torch.cuda.device_count()}; use '
-            "'auto'"
+            f'device {name!r} asks for a GPU and torch finds {torch.cuda.device_count()}: '
+            f"{_why_no_gpu()}; or use 'cpu', or 'auto' for whatever is there"
         )
     return device
+
+
+def _why_no_gpu() -> str:
+    """Why torch does not see the GPU that was asked for, and the next move."""
+    version = torch.__version__
+    if torch.cuda.device_count():
+        return 'they are numbered from cuda:0'
+    if torch.version.cuda is None:
+        # pip takes any build of the pinned version for the one it wants, so .venv is made anew.
+        return (
+            f'torch {version} is built without CUDA. Make .venv anew with another build: make '
+            'distclean, then make setup TORCH_INDEX_URL=<address> (head of '
+            'requirements/common.txt)'
+        )
+    return (
+        f'torch {version} is built for CUDA {torch.version.cuda}, but there is no GPU with a '
+        'driver for it. See what nvidia-smi says: its "CUDA Version" must reach that, else update '
+        'the driver, or make .venv anew with a build for an older CUDA (make distclean, then make '
+        'setup TORCH_INDEX_URL=<address>); is CUDA_VISIBLE_DEVICES set?'
+    )
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

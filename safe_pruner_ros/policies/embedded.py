@@ -63,6 +63,11 @@ class EmbeddedPolicy(PrunedPolicy):
     def model(self) -> EmbeddedVLA:
         return self._model
 
+    def with_pruner(
+        self, method: str, settings: Mapping[str, Any] | None = None
+    ) -> EmbeddedPolicy:
+        return EmbeddedPolicy(self._model, method, settings, str(self._device))
+
     def check_instruction(self, instruction: str) -> None:
         encode_words(instruction, self._model.config)
 

@@ -131,6 +131,9 @@ class Policy(Protocol):
     def force_keyframe(self) -> None:
         """Run the next step unpruned."""
 
+    def with_pruner(self, method: str, settings: Mapping[str, Any] | None = None) -> Policy:
+        """Another policy on the same weights, which are in memory once, under a fresh pruner."""
+
     def update_pruner(self, **changes: Any) -> None:
         """Change settings of the pruning method from the next step on; ValueError if refused."""
 

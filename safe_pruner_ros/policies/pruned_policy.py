@@ -30,6 +30,15 @@ class PrunedPolicy(ABC):
         return build_pruner(self._method, self._n_layers, **settings)
 
     @abstractmethod
+    def with_pruner(self, method: str, settings: Mapping[str, Any] | None = None) -> PrunedPolicy:
+        """Another policy on the network of this one, under a fresh pruner: weights are in memory
+        once, and nothing that a policy step leaves behind is shared, CUDA graphs included.
+
+        Made by the constructor, so that state which is added later starts fresh, too. Raises
+        ValueError as `core.catalog.build_pruner`.
+        """
+
+    @abstractmethod
     def _run(
         self, observation: Observation, pruner: Pruner, step: int
     ) -> tuple[DecoderOutput, ActionChunk, dict[str, float]]:

@@ -30,7 +30,11 @@ from safe_pruner_ros.ros.lifecycle import (
 )
 from safe_pruner_ros.ros.parameters import NodeParameters
 from safe_pruner_ros.ros.session import Session
-from safe_pruner_ros.ros.startup import PolicyFactory, build_configured_policy
+from safe_pruner_ros.ros.startup import (
+    PolicyFactory,
+    build_configured_policy,
+    describe_timing,
+)
 from safe_pruner_ros.runtime.config import Config, ConfigError
 
 # Inference in Python may keep the interpreter lock for 5 ms at a time; the control thread wants
@@ -102,6 +106,8 @@ class SafePrunerNode(LifecycleNode):
                 f'COMMANDS MOVE THE ROBOT {config.robot.name!r} once active: robot.dry_run is '
                 f'false, they go to {topics}'
             )
+        for text in describe_timing(config, self._session.policy.spec, self._session.warm_up_ms):
+            self.get_logger().warning(text)
 
     @logged_transition
     def on_activate(self, state: LifecycleState) -> None:

@@ -84,7 +84,8 @@ class NodeParameters:
         ``robot.*`` belongs to the robot it was set for: dry_run=false must not move another one.
         """
         robot_file = config_file('robots', self.value('robot_file'))
-        base = load_config(robot_file, config_file('policies', self.value('policy_file')))
+        policy_file = config_file('policies', self.value('policy_file'))
+        base = self._for_method(load_config(robot_file, policy_file))
         robot = (str(robot_file), base.robot.name)
         specs = {spec.name: spec for spec in parameter_specs(base)}
         is_first = robot == (self._first_robot or robot)
@@ -150,6 +151,14 @@ class NodeParameters:
     def _locked_values(self) -> dict[str, Any]:
         names = [*_SESSION_PARAMETERS, *self._declared]
         return {name: self.value(name) for name in names if name not in LIVE_PARAMETERS}
+
+    def _for_method(self, base: Config) -> Config:
+        """``base`` under the method that was asked for: what the policy file says for another
+        method must not show as the value of a parameter, or pass for one that was set."""
+        name = 'pruner.method'
+        given = getattr(self._node, '_parameter_overrides', {}).get(name)
+        asked = given.value if given is not None else base.pruner.method
+        return override(base, {name: self._was_set().get(name, asked)})
 
     def _config(self, changes: dict[str, Any] | None = None) -> Config:
         assert self._base is not None

@@ -30,6 +30,7 @@ from safe_pruner_ros.ros.resources import fastdds_profile
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import Config, check_policy_fits
 from safe_pruner_ros.runtime.control_loop import ControlLoop
+from safe_pruner_ros.runtime.pruner_settings import effective_settings
 from safe_pruner_ros.runtime.shadow_audit import Audit
 from safe_pruner_ros.runtime.step_report import StepReport
 
@@ -207,7 +208,8 @@ class Session:
         changes = {n: value for n, value in changes.items() if value != getattr(current, n)}
         if changes:
             # Only these: audit or latency budget may have moved the ratio from what is configured.
-            startup.update_pruner(self.policy, changes)
+            settings = effective_settings(wanted)  # a value set back is the method's own
+            startup.update_pruner(self.policy, {n: settings[n] for n in changes if n in settings})
             if 'retention_ratio' in changes:
                 self.loop.retention.set_base(wanted.retention_ratio)
             self.config = replace(self.config, pruner=replace(current, **changes))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from safe_pruner_ros.policies.policy import InstructionError, Policy
+from safe_pruner_ros.policies.policy import InstructionError, Policy, PolicySpec
 from safe_pruner_ros.ros.resources import urdf_file
 from safe_pruner_ros.runtime.config import Config, ConfigError
+from safe_pruner_ros.runtime.policy_timing import ChunkTiming, timing_findings
 from safe_pruner_ros.runtime.shadow_audit import ForwardKinematics
 from safe_pruner_ros.sim.urdf_kinematics import urdf_kinematics
 from safe_pruner_ros.types import ArmState, CameraImage, JointLayout, Observation
@@ -26,17 +28,18 @@ def build_configured_policy(config: Config) -> Policy:
 
     Raises ConfigError with the next move for whatever does not fit: method, checkpoint, device.
     """
-    from safe_pruner_ros.core.catalog import accepted_settings
     from safe_pruner_ros.policies.catalog import build_policy
     from safe_pruner_ros.runtime.preflight import refuse_misfits
+    from safe_pruner_ros.runtime.pruner_settings import stated_settings
 
-    policy, method = config.policy, config.pruner.method
+    policy = config.policy
+    build_kinematics(config)  # a wrong urdf is told before gigabytes are loaded
     try:
-        settings = config.pruner.settings(accepted_settings(method))
+        settings = stated_settings(config.pruner)
         refuse_misfits(config)
         return build_policy(
             policy.name,
-            method,
+            config.pruner.method,
             settings,
             policy.checkpoint,
             policy.device,
@@ -90,11 +93,19 @@ def warm_up(policy: Policy, layout: JointLayout, instruction: str) -> float:
     return elapsed_ms
 
 
+def describe_timing(config: Config, spec: PolicySpec, step_ms: float) -> list[str]:
+    """What is to be said about chunks and the time of a policy step; NaN: not measured."""
+    chunk = ChunkTiming.of(config, spec.chunk_size, spec.execution_horizon, spec.period_s)
+    step_s = None if math.isnan(step_ms) else 1e-3 * step_ms
+    return [f.text for f in timing_findings(chunk, None, step_s) if f.level != 'ok']
+
+
 def update_pruner(policy: Policy, changes: Mapping[str, float]) -> None:
     """Apply live pruner settings, by field of PrunerConfig, from the next policy step on.
 
     Raises ValueError where the policy cannot: then only a new configure changes them.
     """
+
     update = getattr(policy, 'update_pruner', None)
     if update is None:
         raise ValueError(

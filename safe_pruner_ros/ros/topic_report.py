@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from safe_pruner_ros.runtime.codes import Reason
-from safe_pruner_ros.runtime.config import BufferConfig, SinkConfig
-from safe_pruner_ros.runtime.preflight import Finding
+from safe_pruner_ros.runtime.config import BufferConfig, GuardConfig, JointConfig, SinkConfig
+from safe_pruner_ros.runtime.finding import Finding
 from safe_pruner_ros.runtime.stamps import seconds, usable_stamp
 
 
@@ -27,7 +28,8 @@ class Endpoint:
 class TopicReport:
     """One input topic. ``setting``: where the robot file names it. ``times_ns``: reading of the
     node clock and stamp of each message. ``content``: the last message in words; ``errors``: what
-    conversion said of the last one it refused. ``same_type``: topics that would fit."""
+    conversion said of the last one it refused. ``same_type``: topics that would fit. ``joints``:
+    of the last message, joint -> rad or closed fraction, as the policy gets it."""
 
     subject: str
     setting: str
@@ -39,10 +41,17 @@ class TopicReport:
     errors: list[str] = field(default_factory=list)
     same_type: Sequence[str] = ()
     required: bool = True
+    joints: Mapping[str, float] = field(default_factory=dict)
 
     def problem(self, text: str) -> Finding:
         """Only a note about what the arms do not wait for."""
         return Finding('problem' if self.required else 'note', self.subject, text)
+
+    @property
+    def age_s(self) -> float | None:
+        """Median age of a message when it arrives; None when none had a stamp."""
+        ages_s = [seconds(now - stamp) for now, stamp in self.times_ns if stamp]
+        return float(np.median(ages_s)) if ages_s else None
 
     @property
     def is_deaf(self) -> bool:
@@ -100,8 +109,7 @@ def _check_times(
     if isinstance(usable, Reason):
         yield report.problem(usable.text)
         return
-    ages_s = [seconds(now - stamp) for now, stamp in report.times_ns if stamp]
-    age_s = float(np.median(ages_s)) if ages_s else 0.0
+    age_s = report.age_s or 0.0
     if age_s > max_age_s:
         yield report.problem(
             f'{report.topic}: messages are {age_s:.3f} s old when they arrive, the arms hold '
@@ -119,6 +127,36 @@ def _check_times(
         rate = (len(received) - 1) / max(seconds(int(received[-1] - received[0])), 1e-9)
         text = f'{report.topic}, {rate:.1f} Hz, {1e3 * age_s:.0f} ms old, {report.content}'
         yield Finding('ok', report.subject, text)
+
+
+def check_pose(
+    values: Mapping[str, float], joints: Sequence[JointConfig], guard: GuardConfig
+) -> Iterator[Finding]:
+    """What the robot measures in our units, joint by joint: only somebody who sees the robot can
+    say whether 0.5 is half a radian or half a degree. A pose outside the limits is told."""
+    for joint in joints:
+        if joint.name not in values:
+            continue
+        value = values[joint.name]
+        is_arm = joint.kind == 'arm'
+        shown = f'{value:.3f} closed fraction (0 open, 1 closed)'
+        if is_arm:
+            shown = f'{value:.3f} rad ({math.degrees(value):.1f} degrees)'
+        text = f'{joint.name} = {shown}, limits {joint.lower:g} to {joint.upper:g}'
+        tolerance = guard.max_start_outside_rad if is_arm else guard.max_start_outside_gripper
+        outside = max(joint.lower - value, value - joint.upper)
+        if outside <= 0:
+            yield Finding('ok', 'pose', text)
+        elif outside <= tolerance:
+            yield Finding('note', 'pose', f'{text}: outside by {outside:.3f}; it may move back in')
+        else:
+            why = 'correct scale, offset or invert of this joint in state_sources and sinks'
+            if is_arm:
+                why = (
+                    f'a robot in degrees needs scale: {math.degrees(1.0):.5f} in state_sources '
+                    'and sinks; else correct sign, offset or limits, or bring the joint inside'
+                )
+            yield Finding('problem', 'pose', f'{text}: OUTSIDE by {outside:.3f}; {why}')
 
 
 def check_sink(

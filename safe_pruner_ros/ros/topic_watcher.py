@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import rclpy
@@ -23,12 +24,19 @@ from safe_pruner_ros.ros.conversions import (
     image_to_camera_image,
     stamp_to_ns,
 )
+from safe_pruner_ros.ros.discovery import describe_discovery
 from safe_pruner_ros.ros.inputs import newest_only, state_message_type
 from safe_pruner_ros.ros.publishers import COMMAND_QOS
-from safe_pruner_ros.ros.topic_report import Endpoint, TopicReport, check_input, check_sink
+from safe_pruner_ros.ros.topic_report import (
+    Endpoint,
+    TopicReport,
+    check_input,
+    check_pose,
+    check_sink,
+)
 from safe_pruner_ros.runtime.config import CameraConfig, Config, ConfigError, StateSourceConfig
+from safe_pruner_ros.runtime.finding import Finding
 from safe_pruner_ros.runtime.joint_mapping import state_values
-from safe_pruner_ros.runtime.preflight import Finding
 
 # Each is waited for no longer than needed.
 DISCOVERY_S = 5.0
@@ -37,18 +45,30 @@ ENDLESS_NS = 2**63 - 1
 OWN_NODES = ('safe_pruner', 'safe_pruner_preflight')
 
 
+@dataclass(frozen=True)
+class Watched:
+    """``picture_age_s``: of the view whose pictures are oldest when they arrive (median); None
+    when no camera that the arms wait for was heard with a stamp."""
+
+    findings: list[Finding]
+    picture_age_s: float | None
+
+
 def watch_topics(
     config: Config, watch_s: float, sim_time: bool, context: Context | None = None
-) -> list[Finding] | None:
-    """Findings for every camera, joint source, sink and the instruction; None when no other node
-    is up. ``sim_time``: stamps are compared with /clock."""
+) -> Watched | None:
+    """Findings for every camera, joint source, joint, sink and the instruction; None when no
+    other node is up. ``sim_time``: stamps are compared with /clock."""
     own = context is None
     if context is None:
         context = Context()
         rclpy.init(context=context)
     watcher = _Watcher(context, sim_time)
     try:
-        return list(watcher.findings(config, watch_s)) if watcher.sees_others() else None
+        if not watcher.sees_others():
+            return None
+        findings = list(watcher.findings(config, watch_s))
+        return Watched(findings, watcher.picture_age_s)
     finally:
         watcher.close()
         if own:
@@ -57,6 +77,7 @@ def watch_topics(
 
 class _Watcher:
     def __init__(self, context: Context, sim_time: bool) -> None:
+        self.picture_age_s: float | None = None
         self._node = rclpy.create_node(
             OWN_NODES[1],
             context=context,
@@ -90,7 +111,8 @@ class _Watcher:
         robot, buffer = config.robot, config.runtime.buffer
         # Endpoints of a node arrive a little after its name.
         self._spin(DISCOVERY_S, lambda: self._sees_endpoints(config))
-        reports = [(self._watch_camera(c), buffer.max_image_age_s) for c in robot.cameras]
+        cameras = [self._watch_camera(camera) for camera in robot.cameras]
+        reports = [(camera, buffer.max_image_age_s) for camera in cameras]
         for source in robot.state_sources:
             try:
                 reports.append((self._watch_joints(source), buffer.max_state_age_s))
@@ -104,7 +126,13 @@ class _Watcher:
         self._spin(watch_s)
         for report, max_age_s in reports:
             yield from check_input(report, buffer, max_age_s, watch_s)
+            yield from check_pose(report.joints, robot.joints, config.runtime.guard)
+        ages_s = [camera.age_s for camera in cameras if camera.required]
+        self.picture_age_s = max((age for age in ages_s if age is not None), default=None)
         yield from self._check_sinks(config)
+        if not all(report.publishers for report, _ in reports):
+            text = f'if what nobody publishes does run, {describe_discovery()}'
+            yield Finding('note', 'discovery', text)
         if not self._node.get_publishers_info_by_topic(robot.instruction_topic):
             yield Finding(
                 'note',
@@ -141,9 +169,10 @@ class _Watcher:
 
     def _watch_joints(self, source: StateSourceConfig) -> TopicReport:
         def content(msg: Any) -> str:
-            return f'{len(state_values(source, list(msg.name), list(msg.position)))} joints'
+            report.joints = state_values(source, list(msg.name), list(msg.position))
+            return f'{len(report.joints)} joints'
 
-        return self._watch(
+        report = self._watch(
             f'joints {source.name}',
             f'robot.state_sources.{source.name}.topic',
             source.topic,
@@ -151,6 +180,7 @@ class _Watcher:
             source.reliability,
             content,
         )
+        return report
 
     def _watch(
         self,

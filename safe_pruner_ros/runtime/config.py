@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from safe_pruner_ros.policies.policy import PolicySpec
 from safe_pruner_ros.runtime.config_deployment import (
@@ -17,6 +17,7 @@ from safe_pruner_ros.runtime.config_deployment import (
     DiffusionConfig,
     ImageChainConfig,
 )
+from safe_pruner_ros.runtime.config_pruner import PrunerConfig
 from safe_pruner_ros.runtime.config_robot import (
     CameraConfig,
     JointConfig,
@@ -92,112 +93,6 @@ class PolicyConfig:
         joins chunks over time (CogACT) must know slow motion."""
         values = self.deployment.values()
         return {**values, 'period_s': self.period_s} if values and self.period_s else values
-
-
-@dataclass(frozen=True)
-class PrunerConfig:
-    """Which pruning method, how much it keeps, and the settings of SAFE-Pruner.
-
-    Field names are those of the pruners in core/; `settings` picks the ones a method takes.
-    """
-
-    method: str = setting('safe_pruner', 'pruning method; names in core/catalog.py')
-    retention_ratio: float = setting(
-        0.3, 'share of visual tokens kept from the pruning layer on', '', None, 1.0, 0.0
-    )
-    pruning_layer: int = setting(
-        3, '0-based decoder layer whose input is already pruned', '', 0, 1000
-    )
-    variant: Literal['paper', 'code'] = setting(
-        'paper', 'SAFE-Pruner as the paper says it, or as its authors released it'
-    )
-    similarity_threshold: float = setting(
-        0.5, 'tau: an attention similarity below it makes a key timestep', '', 0.0, 1.0
-    )
-    alpha: float = setting(
-        0.5, 'weight of the early saliency; the forecast gets 1 - alpha', '', 0.0, 1.0
-    )
-    deep_weight: float = setting(
-        1.0, 'weight of the forecast in variant code, where the early saliency has 1', '', 0.0
-    )
-    deep_layers: tuple[int, ...] = setting(
-        (), 'S: layers whose saliency is forecast, negative from the end; empty: the published'
-    )
-    norm: Literal['none', 'l1', 'minmax', 'zscore'] = setting(
-        'l1', 'brings the saliency terms to one scale before they are added'
-    )
-    match_scope: Literal['joint', 'per_view'] = setting(
-        'per_view', 'match a token to the keyframe tokens of all views, or of its own view'
-    )
-    quota_scope: Literal['joint', 'per_view'] = setting(
-        'per_view', 'rank tokens over all views, or keep the same share of every view'
-    )
-    max_keyframe_age: int = setting(
-        0, 'policy steps after which a keyframe is renewed; 0: never', '', 0, 100000
-    )
-    keyframe_interval: int = setting(
-        0, 'every so many policy steps a key timestep, without tau; 0: tau decides', '', 0, 100000
-    )
-    forecast: bool = setting(
-        True, 'off: the early saliency alone decides (ablation), no step is a key timestep'
-    )
-    certain: float = setting(
-        0.25,
-        'Diverse forecast: share of the kept tokens that saliency alone decides',
-        '',
-        0.0,
-        1.0,
-    )
-    early_queries: Literal['prefill', 'action', 'text', 'last'] = setting(
-        'prefill',
-        'Diverse forecast: tokens whose attention is the early saliency and tells its shift',
-    )
-    full_first_step: bool = setting(
-        False, 'Diverse forecast: the first policy step of an episode runs in full'
-    )
-    queries: Literal['last', 'action', 'text', 'prefill'] = setting(
-        'prefill', 'FastV: tokens whose attention ranks the visual ones'
-    )
-    history_steps: int = setting(
-        3, 'VLA-Pruner: policy steps whose action attention is remembered', '', 1, 1000
-    )
-    history_decay: float = setting(
-        0.8, 'VLA-Pruner: weight of a remembered step relative to the one after it', '', 1e-3, 1.0
-    )
-    warm_up_steps: int = setting(
-        3, 'VLA-Pruner: first policy steps of an episode that run in full', '', 0, 1000
-    )
-    change_threshold: float = setting(
-        0.986, 'SpecPrune-VLA: a token with a cosine below it has changed', '', -1.0, 1.0
-    )
-    lookback_steps: int = setting(
-        1, 'SpecPrune-VLA: policy steps between the images that are compared', '', 1, 1000
-    )
-    static_threshold: float = setting(
-        0.996, 'VLA-Cache: a token with a cosine of at least this stands still', '', -1.0, 1.0
-    )
-    relevant_share: float = setting(
-        100 / 256,
-        'VLA-Cache: share of the tokens that is computed even if it is still',
-        '',
-        0.0,
-        1.0,
-    )
-    schedule: Literal['paper', 'code', 'uniform'] = setting(
-        'code', 'VLA-Cache: how attention entropy tells what each layer skips; uniform: all alike'
-    )
-    schedule_gain: float = setting(1.0, 'VLA-Cache: k of the schedule paper', '', 0.0)
-    seed: int = setting(0, 'seed of random methods', '', 0, 2**31 - 1)
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-
-    def settings(self, accepted: Collection[str]) -> dict[str, Any]:
-        """What to pass to `build_pruner`, given `accepted_settings(method)`."""
-        values = {name: getattr(self, name) for name in accepted if hasattr(self, name)}
-        if 'deep_layers' in values:
-            values['deep_layers'] = self.deep_layers or None
-        return values
 
 
 @dataclass(frozen=True)

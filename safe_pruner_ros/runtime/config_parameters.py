@@ -77,8 +77,18 @@ def _specs(config: Any, prefix: str) -> Iterator[ParameterSpec]:
                 type='str' if is_choice else _TYPES[kind],
                 default=list(value) if isinstance(value, tuple) else value,
                 choices=get_args(kind) if is_choice else (),
-                **item.metadata,
+                **_bounds(item.metadata),
             )
+
+
+def _bounds(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """As `ParameterSpec` has them: ROS knows one range, so it reaches to the number that says
+    "not set"; `check_value` refuses what lies between."""
+    bounds = dict(metadata)
+    own = bounds.pop('own')
+    if isinstance(own, (int, float)):
+        bounds['minimum'] = min(bounds['minimum'], own)
+    return bounds
 
 
 def _is_item_list(kind: Any) -> bool:
@@ -88,8 +98,9 @@ def _is_item_list(kind: Any) -> bool:
 def override(config: Config, values: Mapping[str, Any]) -> Config:
     """``config`` with ``values`` by dotted name, all checks run again.
 
-    An int is accepted for a float; nothing else is converted. Raises ConfigError for an unknown
-    name (with the nearest one) and for a wrong type or value.
+    An int is accepted for a float; nothing else is converted. Another ``pruner.method`` first
+    drops what was set for one that is not like it (`pruner_settings.for_method`). Raises
+    ConfigError for an unknown name (with the nearest one) and for a wrong type or value.
     """
     specs = {spec.name: spec for spec in parameter_specs(config)}
     checked = {}
@@ -99,6 +110,11 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
             hint = f'; did you mean {near[0]!r}?' if near else ''
             raise ConfigError(f'no setting is called {name!r}{hint}')
         checked[name] = _checked(specs[name], value)
+    method = checked.get('pruner.method', config.pruner.method)
+    if method != config.pruner.method:
+        from safe_pruner_ros.runtime.pruner_settings import for_method  # imports torch
+
+        config = replace(config, pruner=for_method(config.pruner, method))
     replaced: Config = _replaced(config, checked, '')
     return replaced
 

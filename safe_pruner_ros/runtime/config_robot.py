@@ -5,6 +5,7 @@ Everything is keyed by joint name; the order of ``joints`` is the order of the p
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass
 from typing import Literal
 
@@ -19,6 +20,8 @@ from safe_pruner_ros.types import Joint, JointKind, JointLayout
 # Robot files state max_step for this rate. Faster commands get a smaller step, or a setting of the
 # runtime would raise the speed of the robot; slower ones get no larger step.
 MAX_STEP_RATE_HZ = 50.0
+# No arm joint turns further than twice around either way; limits beyond are in another unit.
+MAX_ARM_LIMIT_RAD = 4.0 * math.pi
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,13 @@ class JointConfig:
                 f'gripper {self.name!r} must have limits inside 0..1 (closed fraction), got '
                 f'{self.lower}..{self.upper}; put the unit of the robot into scale and offset '
                 f'of its state source and sink'
+            )
+        if self.kind == 'arm' and max(abs(self.lower), abs(self.upper)) > MAX_ARM_LIMIT_RAD:
+            raise ConfigError(
+                f'the limits {self.lower:g}..{self.upper:g} of arm joint {self.name!r} look like '
+                f'degrees; limits are rad, e.g. {math.radians(self.lower):.4g}..'
+                f'{math.radians(self.upper):.4g}. A robot whose messages are in degrees needs '
+                f'scale: {math.degrees(1.0):.5f} in its state source and sink, too'
             )
 
     def to_joint(self) -> Joint:
@@ -188,6 +198,10 @@ class RobotConfig:
     )
     dry_run: bool = setting(
         True, 'publish commands to ~/preview/... only; set false to move the robot'
+    )
+    simulated: bool = setting(
+        False,
+        'nothing real moves: the shipped weights, trained in simulation only, may command it',
     )
 
     def __post_init__(self) -> None:

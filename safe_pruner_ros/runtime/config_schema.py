@@ -19,10 +19,12 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
+    own: float | str | None = None,
 ) -> Any:
-    """A dataclass field with its documentation; ``above`` is an exclusive minimum."""
+    """A dataclass field with its documentation; ``above`` is an exclusive minimum. ``own``:
+    the value that says "not set"; a number may lie outside the bounds."""
     metadata = {'doc': doc, 'unit': unit, 'minimum': minimum, 'maximum': maximum, 'above': above}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={**metadata, 'own': own})
 
 
 def check_bounds(config: Any) -> None:
@@ -39,6 +41,8 @@ def check_value(item: Field[Any], value: Any) -> None:
         raise ConfigError(f'{item.name} must be finite, got {value}')
     bounds = item.metadata
     low, high, above = bounds.get('minimum'), bounds.get('maximum'), bounds.get('above')
+    if value == bounds.get('own'):
+        return
     if (
         (low is not None and value < low)
         or (high is not None and value > high)
@@ -52,7 +56,8 @@ def describe_bounds(bounds: Mapping[str, Any]) -> str:
     low, high, above = bounds.get('minimum'), bounds.get('maximum'), bounds.get('above')
     left = f'({above:g}' if above is not None else f'[{low:g}' if low is not None else '(-inf'
     right = f'{high:g}]' if high is not None else 'inf)'
-    return f'in {left}, {right}'
+    own = bounds.get('own')
+    return f'in {left}, {right}' + ('' if own is None else f", or {own:g} for the method's own")
 
 
 def check_unique(values: Sequence[str], what: str) -> None:

@@ -126,6 +126,7 @@ def _entries(node: Any, place: _Place, known: list[str]) -> Iterator[tuple[str, 
     if not isinstance(node, yaml.MappingNode) or node.tag != _STANDARD + 'map':
         raise place.at(node).error(f'expected keys and values ({known}), got {_shown(node)}')
     seen: dict[str, int] = {}
+    present = {key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
     for key_node, value in node.value:
         here = place.at(key_node)
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
@@ -134,7 +135,8 @@ def _entries(node: Any, place: _Place, known: list[str]) -> Iterator[tuple[str, 
         if key in seen:
             raise here.error(f'key {key!r} appears twice, first in line {seen[key]}; remove one')
         if key not in known:
-            near = get_close_matches(key, known, n=1)
+            # A key that stands there already is not what was misspelt.
+            near = get_close_matches(key, [name for name in known if name not in present], n=1)
             hint = f'did you mean {near[0]!r}?' if near else f'known keys: {known}'
             raise here.error(f'unknown key {key!r}; {hint}')
         seen[key] = here.line

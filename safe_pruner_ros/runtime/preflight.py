@@ -5,14 +5,13 @@ One finding a question; each problem says its next move. Live topics: `ros/prefl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import filecmp
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from safe_pruner_ros.core.catalog import accepted_settings
 from safe_pruner_ros.policies.catalog import build_policy, open_checkpoint
 from safe_pruner_ros.policies.checkpoint_check import CheckpointFiles, check_all
 from safe_pruner_ros.runtime.config import (
@@ -24,8 +23,9 @@ from safe_pruner_ros.runtime.config import (
     check_policy_fits,
 )
 from safe_pruner_ros.runtime.config_runtime import check_action_age
-
-Level = Literal['ok', 'note', 'problem']
+from safe_pruner_ros.runtime.finding import Finding, ask, is_good
+from safe_pruner_ros.runtime.policy_timing import ChunkTiming
+from safe_pruner_ros.runtime.pruner_settings import effective_settings, stated_settings
 
 # How far an absolute action may reach beyond a joint's limits, in spans of the joint, before its
 # unit is in doubt. The guard clamps overshoot; degrees, percent or a gripper from -1 to 1
@@ -33,34 +33,13 @@ Level = Literal['ok', 'note', 'problem']
 MAX_OVERSHOOT = {'arm': 1.0, 'gripper': 0.25}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """``text`` of a problem ends with what to do about it."""
-
-    level: Level
-    subject: str
-    text: str
-
-    def __str__(self) -> str:
-        return f'{self.level.upper():8} {self.subject}: {self.text}'
-
-
-def ask(subject: str, question: Callable[[], str]) -> Finding:
-    """'ok' with the answer, or a problem with what was raised."""
-    try:
-        return Finding('ok', subject, question())
-    except (ValueError, FileNotFoundError) as error:  # the package's word for what does not fit
-        return Finding('problem', subject, str(error))
-    except Exception as error:  # one odd file must not hide what the other questions find
-        text = f'{type(error).__name__}: {error}; is this the folder of an official checkpoint?'
-        return Finding('problem', subject, text)
-
-
 def check_config(config: Config) -> Iterator[Finding]:
     """Robot file against policy file, checkpoint and device, in the order they are read."""
     robot, policy = config.robot, config.policy
     cameras = [camera.name for camera in robot.cameras]
-    moves = 'commands go to ~/preview (dry_run)' if robot.dry_run else 'commands MOVE THE ROBOT'
+    moves = 'commands move the simulated robot' if robot.simulated else 'commands MOVE THE ROBOT'
+    if robot.dry_run:
+        moves = 'commands go to ~/preview (dry_run)'
     text = f'{robot.name}, {len(robot.joints)} joints, cameras {cameras}, {moves}'
     yield Finding('ok', 'robot', text)
     yield ask('pruner', lambda: _describe_pruner(config))
@@ -75,7 +54,9 @@ def check_config(config: Config) -> Iterator[Finding]:
         return f'{len(joints)} joints and the views {list(deployment.views)} are in both'
 
     yield ask('names', fit)
-    yield ask('timing', lambda: _check_deployment_timing(config))
+    timing = ask('timing', lambda: _check_deployment_timing(config))
+    if timing.level == 'problem':  # what else is to be said of it, `timing_findings` says
+        yield timing
     try:
         files = open_checkpoint(
             policy.name, policy.checkpoint, policy.device, policy.deployment_values()
@@ -93,11 +74,12 @@ def check_config(config: Config) -> Iterator[Finding]:
 
 
 def refuse_misfits(config: Config) -> None:
-    """For the node: what `check_config` would call a problem of a big policy, before loading it.
+    """For the node: what `check_config` would call a problem, before a big policy is loaded.
 
     Raises ConfigError, ValueError or FileNotFoundError with the first one.
     """
     policy, robot = config.policy, config.robot
+    refuse_simulated_weights(config)
     if policy.name == 'embedded':
         return
     deployment = policy.deployment
@@ -111,16 +93,42 @@ def refuse_misfits(config: Config) -> None:
             raise ConfigError(finding.text)
 
 
+def refuse_simulated_weights(config: Config) -> None:
+    """Raise ConfigError when the shipped weights would move a real robot: they have only ever
+    seen the simulator. A checkpoint that somebody trained is that person's affair."""
+    policy, robot = config.policy, config.robot
+    if policy.name != 'embedded' or robot.simulated or robot.dry_run:
+        return
+    if policy.checkpoint and not _is_shipped(Path(policy.checkpoint)):
+        return
+    raise ConfigError(
+        f'the shipped weights were trained in simulation only and must not move robot '
+        f'{robot.name!r} (policies/weights/MODEL_CARD.md), got robot.dry_run: false. Set it to '
+        'true to look at their commands, give weights trained for this robot (policy.checkpoint), '
+        'or, where nothing real moves, say robot.simulated: true in its YAML'
+    )
+
+
+def _is_shipped(path: Path) -> bool:
+    """The packaged file, or a copy of it under any name."""
+    from safe_pruner_ros.policies.embedded import SHIPPED_WEIGHTS
+
+    both_there = path.is_file() and SHIPPED_WEIGHTS.is_file()
+    return both_there and filecmp.cmp(path, SHIPPED_WEIGHTS, shallow=False)
+
+
 def _describe_pruner(config: Config) -> str:
-    method = config.pruner.method
-    settings = config.pruner.settings(accepted_settings(method))
-    ratio = settings.get('retention_ratio')
-    return method if ratio is None else f'{method}, keeps {ratio:g} of the visual tokens'
+    settings = effective_settings(config.pruner)
+    ratio = settings.pop('retention_ratio', None)
+    share = '' if ratio is None else f', keeps {ratio:g} of the visual tokens'
+    values = ', '.join(f'{name} {value}' for name, value in settings.items())
+    return f'{config.pruner.method}{share} ({values})'
 
 
 def _check_embedded(config: Config) -> str:
     policy, method = config.policy, config.pruner.method
-    settings = config.pruner.settings(accepted_settings(method))
+    refuse_simulated_weights(config)
+    settings = stated_settings(config.pruner)
     built = build_policy(policy.name, method, settings, policy.checkpoint, policy.device)
     check_policy_fits(built.spec, config.robot)
     _check_timing(config, built.spec.execution_horizon, built.spec.period_s)
@@ -178,11 +186,29 @@ def check_units(
             )
 
 
-def is_good(findings: list[Finding]) -> bool:
-    return not any(finding.level == 'problem' for finding in findings)
+def read_timing(config: Config) -> ChunkTiming | None:
+    """How chunks will be executed, from headers only; None where the files do not say (another
+    question has told why)."""
+    policy = config.policy
+    try:
+        if policy.name == 'embedded':
+            from safe_pruner_ros.policies.embedded import load_weights
+
+            model = load_weights(Path(policy.checkpoint) if policy.checkpoint else None).config
+            size, horizon, period_s = model.chunk_size, model.execution_horizon, model.period_s
+        else:
+            values = policy.deployment_values()
+            files = open_checkpoint(policy.name, policy.checkpoint, policy.device, values)
+            size, period_s = files.chunk_size, policy.deployment.period_s
+            horizon = policy.deployment.execution_horizon or size
+    except Exception:
+        return None
+    return ChunkTiming.of(config, size, horizon, period_s)
 
 
-def as_values(findings: list[Finding], config: Config | None) -> dict[str, Any]:
+def as_values(
+    findings: list[Finding], config: Config | None, topics_checked: bool
+) -> dict[str, Any]:
     """For JSON."""
     names: dict[str, str] = {}
     if config is not None:
@@ -195,5 +221,6 @@ def as_values(findings: list[Finding], config: Config | None) -> dict[str, Any]:
     return {
         **names,
         'ok': is_good(findings),
+        'topics_checked': topics_checked,
         'findings': [{'level': f.level, 'subject': f.subject, 'text': f.text} for f in findings],
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from safe_pruner_ros.policies.device import choose_device
 from safe_pruner_ros.policies.embedded import save_weights
 from safe_pruner_ros.policies.embedded_model import (
     PAD_WORD,
@@ -130,7 +131,5 @@ def main(args: argparse.Namespace) -> int:
     if name not in RECIPES:
         raise ValueError(f'unknown recipe {name!r}; known: {sorted(RECIPES)}')
     recipe = RECIPES[name](args.seed)
-    if args.device != 'cpu' and not torch.cuda.is_available():
-        raise ValueError(f'--device {args.device}: this torch sees no GPU; use --device cpu')
-    train(recipe, args.out, args.processes, args.device)
+    train(recipe, args.out, args.processes, str(choose_device(args.device)))
     return 0

@@ -64,7 +64,12 @@ def lanes(make_policy):
 
 def test_two_variants_of_one_method_are_two_lanes():
     cells = build_cells(['unpruned', 'fastv', 'fastv:queries=last'], [0.3], {})
-    lanes = build_lanes(cells, lambda method, settings: (method, dict(settings)))
+
+    class Unpruned:
+        def with_pruner(self, method, settings):
+            return method, dict(settings)
+
+    lanes = build_lanes(cells, Unpruned())
     assert [lane.name for lane in lanes] == ['unpruned', 'fastv 0.3', 'fastv:queries=last 0.3']
     assert lanes[2].policy == ('fastv', {'queries': 'last', 'retention_ratio': 0.3})
 

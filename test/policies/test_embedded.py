@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.shared_network import assert_lanes_equal_separate_loads
 from safetensors.torch import load_file, save_file
 
 from safe_pruner_ros.policies.embedded import EmbeddedPolicy, load_weights, save_weights
@@ -55,6 +56,13 @@ def observation(
 
 def policy(method: str = 'safe_pruner', **settings: object) -> EmbeddedPolicy:
     return EmbeddedPolicy(model(), method, settings)
+
+
+def test_lanes_on_one_network_answer_as_separate_loads() -> None:
+    seen = [observation(seed=seed // 2) for seed in range(5)]
+    assert_lanes_equal_separate_loads(
+        lambda method, settings: policy(method, **settings), lambda lane: lane.model, seen
+    )
 
 
 def test_unpruned_equals_the_plain_forward_pass() -> None:

@@ -152,6 +152,25 @@ def test_devices_and_precisions_by_name(monkeypatch: pytest.MonkeyPatch) -> None
         choose_dtype('int8', CPU)
 
 
+@pytest.mark.parametrize(
+    ('built', 'count', 'words'),
+    [
+        (False, 0, ['torch 2.9.9+x is built without CUDA', 'make distclean', 'TORCH_INDEX_URL=']),
+        (True, 0, ['2.9.9+x is built for CUDA 13.9', 'nvidia-smi', 'CUDA_VISIBLE_DEVICES']),
+        (True, 2, ['torch finds 2', 'numbered from cuda:0']),
+    ],
+)
+def test_why_a_gpu_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, built: bool, count: int, words: list[str]
+) -> None:
+    monkeypatch.setattr(torch, '__version__', '2.9.9+x')
+    monkeypatch.setattr(torch.version, 'cuda', '13.9' if built else None)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
+    with pytest.raises(ValueError, match='asks for a GPU') as error:
+        choose_device('cuda:7')
+    assert all(word in str(error.value) for word in [*words, "or use 'cpu'"]), error.value
+
+
 def test_a_shard_may_hold_half_precision(tmp_path) -> None:
     """Official files are bfloat16."""
     from safe_pruner_ros.policies.checkpoint_files import read_weights

@@ -6,8 +6,21 @@ from typing import Any
 
 import pytest
 
-from safe_pruner_ros.ros.topic_report import Endpoint, TopicReport, check_input, check_sink
-from safe_pruner_ros.runtime.config import BufferConfig, JointMapping, SinkConfig
+from safe_pruner_ros.ros.discovery import describe_discovery
+from safe_pruner_ros.ros.topic_report import (
+    Endpoint,
+    TopicReport,
+    check_input,
+    check_pose,
+    check_sink,
+)
+from safe_pruner_ros.runtime.config import (
+    BufferConfig,
+    GuardConfig,
+    JointConfig,
+    JointMapping,
+    SinkConfig,
+)
 
 IMAGE = 'sensor_msgs/msg/Image'
 DRIVER = Endpoint('/driver', IMAGE)
@@ -76,3 +89,38 @@ def test_sinks() -> None:
     assert line.startswith('PROBLEM') and 'adapter' in line
     (line,) = sink_lines([Endpoint('/c', TRAJECTORY, 'deadline')], [], False)
     assert 'QoS does not match (deadline)' in line
+
+
+JOINTS = (
+    JointConfig('elbow', 'arm', -1.5, 1.5, 2.0, 0.05),
+    JointConfig('grip', 'gripper', 0.0, 1.0, 5.0, 0.1),
+    JointConfig('elsewhere', 'arm', -1.0, 1.0, 2.0, 0.05),  # another source measures it
+)
+
+
+def pose(**values: float) -> list[str]:
+    return [str(finding) for finding in check_pose(values, JOINTS, GuardConfig())]
+
+
+def test_the_pose_is_shown_in_our_units() -> None:
+    assert pose(elbow=0.7854, grip=0.25) == [
+        'OK       pose: elbow = 0.785 rad (45.0 degrees), limits -1.5 to 1.5',
+        'OK       pose: grip = 0.250 closed fraction (0 open, 1 closed), limits 0 to 1',
+    ]
+
+
+def test_a_pose_outside_the_limits_is_told() -> None:
+    """45 from a driver in degrees, percent of a gripper, and what may move back in by itself."""
+    elbow, grip = pose(elbow=45.0, grip=87.0)
+    assert elbow.startswith('PROBLEM  pose: elbow = 45.000 rad (2578.3 degrees)')
+    assert 'OUTSIDE by 43.500; a robot in degrees needs scale: 57.29578' in elbow
+    assert grip.startswith('PROBLEM  pose: grip = 87.000') and 'scale, offset or invert' in grip
+    elbow, grip = pose(elbow=-1.51, grip=1.05)
+    assert elbow.startswith('NOTE     pose: elbow') and grip.startswith('NOTE     pose: grip')
+
+
+def test_who_can_be_seen_is_said_with_where_it_comes_from() -> None:
+    text = describe_discovery({'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'})
+    assert 'here they are 0 and LOCALHOST, this machine only: scripts/with_env' in text
+    text = describe_discovery({'ROS_DOMAIN_ID': '25'})
+    assert text.endswith('here they are 25 and SUBNET')

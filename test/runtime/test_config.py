@@ -29,6 +29,12 @@ POLICY_FILES = Path(__file__).parents[2] / 'config' / 'policies'
         ({'lower': float('-inf')}, 'lower must be finite'),
         ({'name': ''}, 'needs a name'),
         ({'kind': 'gripper', 'lower': 0.0, 'upper': 100.0}, 'scale and offset'),
+        (
+            {'lower': -180.0, 'upper': 180.0},
+            'look like degrees; limits are rad, e.g. -3.142..3.14',
+        ),
+        ({'lower': -90.0}, '-90..1 of arm joint'),
+        ({'upper': 12.6}, 'scale: 57.29578 in its state source and sink'),
     ],
 )
 def test_impossible_joint(changes, message):
@@ -36,6 +42,11 @@ def test_impossible_joint(changes, message):
     with pytest.raises(c.ConfigError) as error:
         replace(joint, **changes)
     assert message in str(error.value)
+
+
+def test_two_turns_either_way_are_an_arm_joint():
+    joint = c.JointConfig('wrist', 'arm', -12.56, 12.56, 2.0, 0.05)
+    assert joint.to_joint().upper == 12.56
 
 
 def test_every_joint_needs_exactly_one_source_and_sink(kit):

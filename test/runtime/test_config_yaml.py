@@ -96,6 +96,8 @@ def test_policy_file_adds_and_overrides(write):
         ('max_velocity: 2.0', 'max_velocity: 0', (':5:', 'must be in (0, inf)')),
         ('upper: 1.5e+0', 'upper: -2', (':5:', 'lower must be below upper')),
         (', max_step: 0.05', '', (':5:', 'robot.joints[0]', "['max_step']")),
+        # 'name' stands there already, so it is not what was meant.
+        ('{name: arm, topic: /j', '{name: arm, name_map: x, topic: /j', ("known keys: ['name',",)),
         ('kind: arm', 'kind: armm', ("did you mean 'arm'?",)),
         ('name: tiny', 'name: 5', ('expected text', 'quotes')),
         ('name: tiny', 'name: null', ('expected text',)),

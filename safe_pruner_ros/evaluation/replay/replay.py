@@ -96,15 +96,14 @@ class Replay:
         return np.array(self.stamps_ns, np.int64)[:, None] + offsets
 
 
-def build_lanes(
-    cells: Sequence[Cell], build: Callable[[str, Mapping[str, object]], Policy]
-) -> list[Lane]:
-    """One lane a cell, unpruned first and always there. ``build``: method, settings -> policy."""
-    lanes = [Lane(UNPRUNED, UNPRUNED, 1.0, build(UNPRUNED, {}))]
+def build_lanes(cells: Sequence[Cell], unpruned: Policy) -> list[Lane]:
+    """One lane a cell, unpruned first and always there. All share the weights of ``unpruned``: a
+    big policy is in memory once, however many methods are compared."""
+    lanes = [Lane(UNPRUNED, UNPRUNED, 1.0, unpruned)]
     for cell in cells:
         if cell.method != UNPRUNED:
             name = f'{cell.variant} {cell.retention_ratio:g}'
-            policy = build(cell.method, cell.settings)
+            policy = unpruned.with_pruner(cell.method, cell.settings)
             lanes.append(Lane(name, cell.method, cell.retention_ratio, policy))
     return lanes
 

@@ -109,6 +109,17 @@ class CogACTPolicy(OpenVLAFamilyPolicy):
     def model(self) -> CogACTModel:
         return self._model
 
+    def with_pruner(self, method: str, settings: Mapping[str, Any] | None = None) -> CogACTPolicy:
+        return CogACTPolicy(
+            self._model,
+            self._processor,
+            self._encode_prompt,
+            self._range,
+            self._deployment,
+            method,
+            settings,
+        )
+
     def reset(self) -> None:
         super().reset()
         self._ensemble.clear()

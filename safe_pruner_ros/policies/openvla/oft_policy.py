@@ -140,6 +140,21 @@ class OpenVLAOFTPolicy(OpenVLAFamilyPolicy):
     def model(self) -> OFTModel:
         return self._model
 
+    def with_pruner(
+        self, method: str, settings: Mapping[str, Any] | None = None
+    ) -> OpenVLAOFTPolicy:
+        return OpenVLAOFTPolicy(
+            self._model,
+            self._processor,
+            self._encode_prompt,
+            self._range,
+            self._proprio_range,
+            self._deployment,
+            method,
+            settings,
+            self._queries,
+        )
+
     def _act(self, inputs: Inputs, pruner: Pruner, step: int) -> Act:
         n_action_tokens = self.spec.chunk_size * self._model.head.n_actions
         layout = oft_layout(

@@ -165,6 +165,17 @@ class OpenVLAPolicy(OpenVLAFamilyPolicy):
     def network(self) -> OpenVLANetwork:
         return self._network
 
+    def with_pruner(self, method: str, settings: Mapping[str, Any] | None = None) -> OpenVLAPolicy:
+        return OpenVLAPolicy(
+            self._network,
+            self._processor,
+            self._encode_prompt,
+            self._range,
+            self._deployment,
+            method,
+            settings,
+        )
+
     def _act(self, inputs: Inputs, pruner: Pruner, step: int) -> Act:
         text = self._network.embed_ids(inputs.ids)
         embeddings = torch.cat([text[:, :1], inputs.visual, text[:, 1:]], dim=1)

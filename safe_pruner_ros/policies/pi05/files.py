@@ -49,6 +49,10 @@ class Pi05Files:
     def config(self) -> Pi05Config:
         return read_config(self.folder, self.base)
 
+    @property
+    def chunk_size(self) -> int:
+        return self.config.action_horizon
+
     @cached_property
     def statistics(self) -> Statistics:
         """Of the joints that the robot has."""
@@ -80,7 +84,7 @@ class Pi05Files:
         deployment.check_read(POLICY, READS)
         trained = image_names(self.folder)
         deployment.check_views(POLICY, 1, min(len(SLOTS), len(trained) or len(SLOTS)))
-        horizon = deployment.horizon(self.config.action_horizon)
+        horizon = deployment.horizon(self.chunk_size)
         semantics = {dimension.semantics for dimension in deployment.actions.dimensions}
         if has_relative_actions(self.folder) and 'delta_from_state' not in semantics:
             raise ValueError(
@@ -90,7 +94,7 @@ class Pi05Files:
             )
         return (
             f'views {list(deployment.views)} for {trained or list(SLOTS)} of the training, '
-            f'{horizon} of {self.config.action_horizon} actions every '
+            f'{horizon} of {self.chunk_size} actions every '
             f'{horizon * deployment.period_s:g} s'
         )
 

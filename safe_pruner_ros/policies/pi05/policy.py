@@ -81,6 +81,17 @@ class Pi05Policy(PrunedPolicy):
     def model(self) -> Pi05:
         return self._model
 
+    def with_pruner(self, method: str, settings: Mapping[str, Any] | None = None) -> Pi05Policy:
+        return Pi05Policy(
+            self._model,
+            self._prompt,
+            self._statistics,
+            self._deployment,
+            method,
+            settings,
+            self._seed,
+        )
+
     def check_instruction(self, instruction: str) -> None:
         self._prompt.encode(instruction, self._prompt_state(np.zeros(len(self.spec.joint_names))))
 

@@ -24,6 +24,7 @@ from safe_pruner_ros.ros.demo.processes import (
     private_domain,
     ros_arguments,
 )
+from safe_pruner_ros.ros.discovery import describe_discovery
 from safe_pruner_ros.ros.lifecycle import StopSignal, spin_until
 from safe_pruner_ros.ros.resources import fastdds_profile
 from safe_pruner_ros.runtime.config import RobotConfig
@@ -180,7 +181,8 @@ def _report(folder: Path, recorder: Recorder, thread: WriterThread) -> int:
         )
     if not recorder.topics:
         problems.append(
-            'nothing was published; check ROS_DOMAIN_ID and the topics of the robot file'
+            'nothing was published; start the drivers, correct the topics of the robot file, or '
+            f'{describe_discovery()}'
         )
     for problem in problems:
         print(f'safe-pruner record: {problem}', file=sys.stderr)

@@ -12,7 +12,7 @@ from safe_pruner_ros.evaluation.plan import Cell
 from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.provenance import run_facts
 from safe_pruner_ros.evaluation.replay.metrics import Limits, evaluate_replay
-from safe_pruner_ros.evaluation.replay.replay import build_lanes, replay
+from safe_pruner_ros.evaluation.replay.replay import UNPRUNED, build_lanes, replay
 from safe_pruner_ros.evaluation.replay.report import write_report
 from safe_pruner_ros.evaluation.replay.video import ReplayVideo
 from safe_pruner_ros.policies.policy import InstructionError, PolicyOutput, PolicySpec
@@ -32,7 +32,7 @@ def main(arguments: argparse.Namespace, config: Config, cells: tuple[Cell, ...])
     mapping = parse_map(arguments.map)
     with Bag(arguments.bag) as bag:
         robot = apply_map(config.robot, mapping, bag)
-        lanes = build_lanes(cells, PolicySource.of(policy).build)
+        lanes = build_lanes(cells, PolicySource.of(policy).build(UNPRUNED, {}))
         spec = lanes[0].policy.spec
         check_policy_fits(spec, robot)
         kinematics = build_kinematics(replace(config, robot=robot))

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.shared_network import assert_lanes_equal_separate_loads
 
 from safe_pruner_ros.core.catalog import METHODS, accepted_settings, build_pruner
 from safe_pruner_ros.core.tokens import ViewGrid
@@ -98,6 +99,16 @@ def test_a_step_equals_plain_torch(cogact_tiny: SimpleNamespace) -> None:
         np.testing.assert_allclose(got.positions, physical(tiny, sampled), atol=1e-5)
         other_row = tiny.reference.sample(hidden[-2], noise, (50, 0), 1.5, shares)
         assert np.abs(got.positions - physical(tiny, other_row)).max() > 1e-2
+
+
+def test_lanes_on_one_network_answer_as_separate_loads(cogact_tiny: SimpleNamespace) -> None:
+    """Each joins its own chunks over time."""
+    quick = replace(QUICK, ensemble_horizon=2)
+    assert_lanes_equal_separate_loads(
+        lambda method, settings: policy(cogact_tiny, method, settings, diffusion=quick),
+        lambda lane: lane.model,
+        [observation(seed // 2, stamp_ns=seed * PERIOD_NS) for seed in range(5)],
+    )
 
 
 def test_layout_is_that_of_upstream() -> None:

@@ -242,11 +242,16 @@ def look(robot) -> Callable[..., dict[str, str]]:
         context = rclpy.Context()
         rclpy.init(context=context, domain_id=DOMAIN)
         try:
-            found = watch_topics(config, watch_s, True, context)
+            watched = watch_topics(config, watch_s, True, context)
         finally:
             rclpy.try_shutdown(context=context)
-        assert found is not None
-        return {finding.subject: f'{finding.level} {finding.text}' for finding in found}
+        assert watched is not None
+        found: dict[str, str] = {}
+        for finding in watched.findings:
+            before = f'{found[finding.subject]}\n' if finding.subject in found else ''
+            found[finding.subject] = f'{before}{finding.level} {finding.text}'
+        assert watched.picture_age_s is None or 0 <= watched.picture_age_s < 9
+        return found
 
     return look
 
@@ -258,6 +263,11 @@ def test_preflight_measures_topics_that_are_good(look) -> None:
     assert found['joints joint_states'].endswith('16 joints')
     assert found['sink arm_left'] == "ok /arm_left/joint_trajectory is read by ['/sim']"
     assert 'instruction' not in found  # the simulator says it
+    assert 'discovery' not in found
+    poses = found['pose'].splitlines()
+    assert len(poses) == 16 and poses[0].startswith('ok astribot_arm_left_joint_1 = ')
+    assert ' rad (' in poses[0] and poses[0].endswith('limits -3 to 3')
+    assert 'astribot_gripper_left_joint_L1 = ' in poses[7] and 'closed fraction' in poses[7]
 
 
 def test_preflight_names_what_is_wrong_with_topics(look) -> None:
@@ -286,6 +296,7 @@ def test_preflight_names_what_is_wrong_with_topics(look) -> None:
         assert found[subject].startswith('problem'), found
         assert all(word in found[subject] for word in words), found[subject]
     assert found['instruction'].startswith('note nobody publishes /task')
+    assert 'ROS_AUTOMATIC_DISCOVERY_RANGE' in found['discovery']
     assert look(0.5, robot__dry_run=True, robot__sinks__arm_left__topic='/x')[
         'sink arm_left'
     ].startswith('note nobody listens')

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from safe_pruner_ros.policies.embedded import SHIPPED_WEIGHTS, load_weights, save_weights
+from safe_pruner_ros.policies.policy import PolicySpec
+from safe_pruner_ros.ros.startup import build_configured_policy, describe_timing
+from safe_pruner_ros.runtime.config import ConfigError
+from safe_pruner_ros.runtime.config_yaml import load_config
+
+CONFIG = Path(__file__).parents[3] / 'config'
 
 
 def test_a_checkpoint_that_fits_passes_every_question(tiny_policy, preflight) -> None:
     code, out = preflight('--policy-file', str(tiny_policy.file), '--topics', 'off')
     assert code == 0, out
-    assert 'PROBLEM' not in out and 'nothing stands in the way' in out
+    assert 'PROBLEM' not in out and out.endswith('files fit; topics not checked\n')
     subjects = re.findall(r'^OK +(\w+):', out, flags=re.MULTILINE)
     assert {'robot', 'pruner', 'names', 'config', 'deployment', 'statistics'} <= set(subjects)
     assert {'tokenizer', 'weights', 'memory'} <= set(subjects)
@@ -82,3 +94,101 @@ def test_the_shipped_policy_passes_and_wrong_files_are_named(preflight, tmp_path
         '--topics', 'off', '--policy-file', 'pi05', '--checkpoint', str(tmp_path / 'no')
     )
     assert code == 1 and 'does not exist; give the folder of a pi05 checkpoint' in out
+    (tmp_path / 'empty').mkdir()
+    for policy in ('openvla', 'openvla_oft', 'cogact', 'pi05'):
+        code, out = preflight(
+            '--topics', 'off', '--policy-file', policy, '--checkpoint', str(tmp_path / 'empty')
+        )
+        assert code == 1 and f'{tmp_path}/empty is empty; give the folder that' in out
+        assert '1 problem' in out  # not one for each file that is missing
+
+
+def test_shipped_weights_move_no_real_robot(preflight, tmp_path) -> None:
+    """Preflight and configure both refuse; a dry run, a simulator and own weights are fine."""
+    robot = (CONFIG / 'robots' / 'astribot_s1.yaml').read_text()
+    real = tmp_path / 'real.yaml'
+    real.write_text(robot.replace('dry_run: true', 'dry_run: false'))
+    copied, own = tmp_path / 'mine.safetensors', tmp_path / 'own.safetensors'
+    shutil.copy(SHIPPED_WEIGHTS, copied)
+    model = load_weights()
+    model.bos.data += 0.01
+    save_weights(model, own, {})
+
+    def refused(checkpoint: str, **overrides: object) -> str:
+        values = {'policy.checkpoint': checkpoint, **overrides}
+        config = load_config(real, CONFIG / 'policies' / 'embedded.yaml', values)
+        try:
+            build_configured_policy(config)
+        except ConfigError as error:
+            return str(error)
+        return ''
+
+    for checkpoint in ('', str(SHIPPED_WEIGHTS), str(copied)):
+        text = refused(checkpoint)
+        assert "trained in simulation only and must not move robot 'astribot_s1'" in text
+        assert all(move in text for move in ('Set it to true', 'policy.checkpoint', 'simulated'))
+    assert refused('', **{'robot.dry_run': True}) == ''
+    assert refused('', **{'robot.simulated': True}) == ''
+    assert refused(str(own)) == ''
+    code, out = preflight('--topics', 'off', '--robot-file', str(real))
+    assert code == 1 and 'PROBLEM  checkpoint: the shipped weights were trained in sim' in out
+    code, out = preflight('--topics', 'off', '--robot-file', 'astribot_s1')
+    assert code == 0, out
+
+
+def test_a_urdf_that_is_not_there_is_found_before_the_node_is(preflight, tmp_path) -> None:
+    robot = tmp_path / 'robot.yaml'
+    text = (CONFIG / 'robots' / 'sim.yaml').read_text()
+    robot.write_text(text.replace('urdf: sim.urdf', 'urdf: nosuch.urdf'))
+    code, out = preflight('--topics', 'off', '--robot-file', str(robot))
+    assert code == 1 and re.search('^PROBLEM  urdf: .*no URDF at .*nosuch.urdf; corr', out, re.M)
+    assert out.endswith('1 problem; topics not checked\n')
+    robot.write_text(text.replace('left_tcp', 'left_tpc'))
+    code, out = preflight('--topics', 'off', '--robot-file', str(robot))
+    assert code == 1 and "has no links ['left_tpc']; it has" in out
+    with pytest.raises(ConfigError, match="no links \\['left_tpc'\\]"):
+        build_configured_policy(load_config(robot, CONFIG / 'policies' / 'embedded.yaml'))
+    assert 'OK       urdf: sim.urdf has the links' in preflight('--topics', 'off')[1]
+
+
+def test_timing_is_told_in_numbers(preflight, tiny_oft) -> None:
+    """From files alone what there is room for; with --measure what a step takes here."""
+    arguments = ('--policy-file', str(tiny_oft.file), '--topics', 'off')
+    code, out = preflight(*arguments)
+    assert code == 0 and 'OK       timing: a policy step every 0.4 s (4 of 8 actions, 0.1 s' in out
+    code, out = preflight(*arguments, '--measure')
+    assert code == 0 and re.search(r'OK       policy step: \d+ ms on cpu', out)
+    assert re.search(r'OK       timing: a policy step takes 0.\d+ s here', out)
+    tiny_oft.edit('execution_horizon: 4', 'execution_horizon: 8')
+    code, out = preflight(*arguments)
+    assert code == 0 and 'NOTE     timing: execution_horizon is the whole chunk (8 of 8' in out
+    tiny_oft.edit('chunk_size: 8', 'chunk_size: 7')
+    code, out = preflight(*arguments)
+    assert code == 1 and 'must be in [1, 7]' in out
+
+
+def test_the_node_says_the_same_at_configure() -> None:
+    """Of what it measured while it warmed up; nothing when all is well."""
+    config = load_config(CONFIG / 'robots' / 'sim.yaml')
+    one = PolicySpec('openvla', (), (), chunk_size=1, period_s=0.2, execution_horizon=1)
+    whole, late = describe_timing(config, one, 310.0)
+    assert 'the arms wait one policy step after every chunk' in whole
+    assert 'takes 0.31 s here' in late and 'late by 0.16 s and the arms never move' in late
+    assert len(describe_timing(config, one, float('nan'))) == 1
+    shipped = PolicySpec('embedded', (), (), chunk_size=8, period_s=0.1, execution_horizon=4)
+    assert describe_timing(config, shipped, 60.0) == []
+
+
+def test_measuring_waits_for_files_that_fit(preflight, tiny_oft) -> None:
+    (tiny_oft.folder / 'tokenizer.json').unlink()
+    code, out = preflight(
+        '--policy-file', str(tiny_oft.file), '--topics', 'off', '--measure', '--json'
+    )
+    report = json.loads(out)
+    assert code == 1 and 'policy step' not in {f['subject'] for f in report['findings']}
+    assert report['topics_checked'] is False
+
+
+def test_only_the_simulator_is_simulated() -> None:
+    for path in (CONFIG / 'robots').glob('*.yaml'):
+        assert load_config(path).robot.simulated is (path.stem == 'sim')

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.shared_network import assert_lanes_equal_separate_loads
 
 from safe_pruner_ros.core.catalog import METHODS, accepted_settings, build_pruner
 from safe_pruner_ros.core.tokens import ViewGrid
@@ -74,6 +75,14 @@ def embeddings_of(tiny: SimpleNamespace, tested: OpenVLAPolicy, seed: int) -> to
     pixels = tested._pixels(tested._pictures(observation(seed)))
     text = tiny.reference.embed(IDS)
     return torch.cat([text[:, :1], tiny.reference.visual(pixels), text[:, 1:]], dim=1)
+
+
+def test_lanes_on_one_network_answer_as_separate_loads(openvla_tiny: SimpleNamespace) -> None:
+    assert_lanes_equal_separate_loads(
+        lambda method, settings: policy(openvla_tiny, method, **settings),
+        lambda lane: lane.network,
+        [observation(seed // 2) for seed in range(5)],
+    )
 
 
 @pytest.mark.parametrize('ratio', [None, 0.25, 0.5])

@@ -16,10 +16,12 @@ from helpers.openvla_oft import (
     observation,
     policy,
 )
+from helpers.shared_network import assert_lanes_equal_separate_loads
 
 from safe_pruner_ros.core.catalog import METHODS, accepted_settings, build_pruner
 from safe_pruner_ros.core.tokens import ViewGrid
 from safe_pruner_ros.policies.action_layout import ActionDimension, ActionLayout, absolute
+from safe_pruner_ros.policies.graphed_decoder import use_graphs
 from safe_pruner_ros.policies.openvla.oft_policy import (
     OFTModel,
     load_oft_model,
@@ -134,6 +136,23 @@ def test_a_causal_mask_gives_other_actions(
     causal = physical(openvla_tiny, openvla_tiny.reference.action_head(rows))
     got = policy(openvla_tiny, 'unpruned').predict(seen).chunk.positions
     assert np.abs(got - causal).max() > 1e-2
+
+
+def test_lanes_on_one_network_answer_as_separate_loads(openvla_tiny: SimpleNamespace) -> None:
+    assert_lanes_equal_separate_loads(
+        lambda method, settings: policy(openvla_tiny, method, settings=settings),
+        lambda lane: lane.model.network,
+        [observation(seed=seed // 2) for seed in range(5)],
+    )
+
+
+def test_graphs_are_not_shared(openvla_tiny: SimpleNamespace) -> None:
+    """Their inputs and outputs live at fixed addresses: one policy at a time."""
+    first = policy(openvla_tiny)
+    use_graphs(first, capture=lambda function, inputs: pytest.fail('nothing runs here'))
+    second = first.with_pruner('unpruned')
+    assert first.run_decoder is not None and second.run_decoder is None
+    assert second.encode_images == second.model.network.encode_images
 
 
 @pytest.mark.parametrize('method', METHODS)

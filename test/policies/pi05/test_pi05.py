@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import zlib
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.shared_network import assert_lanes_equal_separate_loads
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from torch import nn
@@ -204,6 +206,14 @@ def test_leaving_equals_being_masked(model, method):
     np.testing.assert_allclose(got.chunk.positions, expected, atol=1e-5)
     unpruned, _ = reference(model, tested, seen, step)
     assert np.abs(expected - unpruned).max() > 1e-3  # the comparison could have failed
+
+
+def test_lanes_on_one_network_answer_as_separate_loads(model):
+    assert_lanes_equal_separate_loads(
+        lambda method, settings: policy(deepcopy(model), method, **settings),
+        lambda lane: lane.model,
+        [observation(seed // 2) for seed in range(5)],
+    )
 
 
 @pytest.mark.parametrize('method', PRUNERS)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from safe_pruner_ros import cli
+from safe_pruner_ros.policies.embedded import load_weights
 
 DATA = Path(__file__).parents[4] / 'shared' / 'data'  # beside the checkout
 
@@ -80,12 +81,26 @@ def test_the_film_shows_every_step(replayed):
     assert not np.array_equal(frames[0], frames[2])
 
 
-def test_kept_limits_are_exit_code_0(recording, tmp_path):
+def test_kept_limits_are_exit_code_0(recording, tmp_path, monkeypatch):
+    loaded = []
+
+    def load_once(path):
+        loaded.append(path)
+        return load_weights(path)
+
+    monkeypatch.setattr('safe_pruner_ros.policies.embedded.load_weights', load_once)
     code = cli.main(
         ['replay', str(recording), '--max-deviation-rad', '3', '--max-gripper-flips', '99',
-         '--no-video', '--out', str(tmp_path)]
+         '--methods', 'safe_pruner:tau=0.9,alpha=1', 'fastv@0.5,random', '--retention', '0.3',
+         '0.2', '--no-video', '--out', str(tmp_path)]
     )  # fmt: skip
+    report = json.loads((tmp_path / 'report.json').read_text())
+    first = 'safe_pruner:alpha=1,similarity_threshold=0.9'
+    assert [method['name'] for method in report['methods']] == [
+        'unpruned', f'{first} 0.3', f'{first} 0.2', 'fastv 0.5', 'random 0.3', 'random 0.2'
+    ]  # fmt: skip
     page = (tmp_path / 'report.html').read_text()
+    assert len(loaded) == 1  # of the unpruned policy, for all methods
     assert code == 0 and 'All methods keep the limits' in page
     assert not (tmp_path / 'overlay.mp4').exists()
 
@@ -97,6 +112,10 @@ def test_wrong_requests_are_one_line(recording, tmp_path, capsys, episode, kit):
         ([str(silent)], 'holds no messages'),
         ([str(recording), '--map', 'tail=/x'], "has no ['tail']"),
         ([str(recording), '--methods', 'magic'], 'unknown pruning method'),
+        ([str(recording), '--methods', 'fastv', 'fastv'], "given twice: ['fastv']"),
+        ([str(recording), '--methods', 'fastv:tau=1'], "'fastv' has no setting"),
+        ([str(recording), '--retention', '0.3', 'little'], "like 0.3,0.1, got '0.3 little'"),
+        (['--methods', 'fastv', str(recording)], 'Name it before --methods'),
         ([str(recording), '--robot-file', 'aloha'], 'differ in joints'),
         ([str(recording), '--instruction', 'xyzzy the plugh'], 'another one with --instruction'),
         ([str(recording), '--deadline-ms', '-1'], '--deadline-ms must be at least 0'),
