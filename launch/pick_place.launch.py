@@ -4,7 +4,9 @@ ros2 launch safe_pruner_ros pick_place.launch.py sim:=true
 ros2 launch safe_pruner_ros pick_place.launch.py --show-args
 
 A robot or a policy is an argument, not another launch file. What is left empty keeps the value of
-the YAML files. If a transition is refused, everything is shut down and the node's log says why.
+the YAML files. The node is configured and activated once; if one of the two is refused, everything
+is shut down and the node's log says why. Later transitions are the operator's: a configure then
+ends in inactive, and a refusal ends nothing.
 """
 
 import os
@@ -18,6 +20,7 @@ from launch.actions import (
     OpaqueFunction,
     RegisterEventHandler,
     SetEnvironmentVariable,
+    UnregisterEventHandler,
 )
 from launch.event_handlers import OnProcessExit, OnProcessStart
 from launch.events import Shutdown, matches_action
@@ -70,7 +73,11 @@ def overrides(context: LaunchContext) -> dict[str, object]:
 
 
 def bring_up(node: LifecycleNode) -> list[Action]:
-    """Configure when the process runs, activate when configured, shut down when refused."""
+    """Configure when the process runs, activate when configured, shut down when refused: once.
+
+    An operator who deactivates, cleans up and configures to look first must not get moving arms,
+    so every handler of a transition is gone once the node was active.
+    """
 
     def change(transition: int) -> EmitEvent:
         return EmitEvent(
@@ -79,41 +86,45 @@ def bring_up(node: LifecycleNode) -> list[Action]:
             )
         )
 
-    def refused(start: str, text: str) -> RegisterEventHandler:
+    def refused(start: str, text: str) -> OnStateTransition:
         goal = 'unconfigured' if start == 'configuring' else 'inactive'
-        return RegisterEventHandler(
-            OnStateTransition(
-                target_lifecycle_node=node,
-                start_state=start,
-                goal_state=goal,
-                entities=[
-                    LogInfo(msg=f'{text}; the reason is in the log of safe_pruner above'),
-                    EmitEvent(event=Shutdown(reason=text)),
-                ],
-            )
+        return OnStateTransition(
+            target_lifecycle_node=node,
+            start_state=start,
+            goal_state=goal,
+            entities=[
+                LogInfo(msg=f'{text}; the reason is in the log of safe_pruner above'),
+                EmitEvent(event=Shutdown(reason=text)),
+            ],
         )
 
-    return [
-        RegisterEventHandler(
-            OnProcessStart(target_action=node, on_start=[change(Transition.TRANSITION_CONFIGURE)])
-        ),
-        RegisterEventHandler(
-            OnStateTransition(
-                target_lifecycle_node=node,
-                start_state='configuring',
-                goal_state='inactive',
-                entities=[change(Transition.TRANSITION_ACTIVATE)],
-            )
-        ),
+    refusals = [
         refused('configuring', 'configure was refused'),
         refused('activating', 'activate was refused'),
-        RegisterEventHandler(
-            OnProcessExit(
-                target_action=node,
-                on_exit=[EmitEvent(event=Shutdown(reason='the policy node ended'))],
-            )
+    ]
+    handlers = [
+        OnProcessStart(target_action=node, on_start=[change(Transition.TRANSITION_CONFIGURE)]),
+        OnStateTransition(
+            target_lifecycle_node=node,
+            start_state='configuring',
+            goal_state='inactive',
+            entities=[change(Transition.TRANSITION_ACTIVATE)],
+            handle_once=True,
+        ),
+        *refusals,
+        OnStateTransition(
+            target_lifecycle_node=node,
+            start_state='activating',
+            goal_state='active',
+            entities=[UnregisterEventHandler(handler) for handler in refusals],
+            handle_once=True,
+        ),
+        OnProcessExit(
+            target_action=node,
+            on_exit=[EmitEvent(event=Shutdown(reason='the policy node ended'))],
         ),
     ]
+    return [RegisterEventHandler(handler) for handler in handlers]
 
 
 def start(context: LaunchContext) -> list[Action]:

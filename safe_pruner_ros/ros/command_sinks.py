@@ -19,7 +19,7 @@ from safe_pruner_ros.runtime.joint_mapping import sink_values
 from safe_pruner_ros.types import JointCommand
 
 # Values of astribot_msgs/RobotJointController.mode. The default 0 makes the robot's own simulator
-# set every target to zero (robot_io_and_faults.md A3), so mode is always written.
+# set every target to zero, so mode is always written.
 ASTRIBOT_POSITION_MODE = 1
 
 

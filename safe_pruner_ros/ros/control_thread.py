@@ -18,6 +18,7 @@ class ControlThread:
     """Calls ``tick(now_ns)`` every ``period_ns`` and ``send`` with its command.
 
     Both run in this thread; what they raise goes to ``on_error`` and nothing is sent in that tick.
+    At most one thread lives at a time.
     """
 
     def __init__(
@@ -30,30 +31,41 @@ class ControlThread:
     ) -> None:
         self._period_ns = period_ns
         self._clock, self._tick, self._send, self._on_error = clock, tick, send, on_error
-        self._stopping = threading.Event()
+        self._stopping = threading.Event()  # of this thread alone: nothing takes it back
         self._thread: threading.Thread | None = None
         self.late_ticks = 0
 
     def start(self) -> None:
-        if self._thread is not None:
-            raise RuntimeError('the control thread runs already')
-        self._stopping.clear()
-        self._thread = threading.Thread(target=self._run, name='control', daemon=True)
+        """Raises RuntimeError while the thread of the last start lives, stopped or not."""
+        if self._thread is not None and self._thread.is_alive():
+            if not self._stopping.is_set():
+                raise RuntimeError('the control thread runs already; stop it first')
+            raise RuntimeError(
+                'the control thread was stopped but still hangs in a tick or in sending a '
+                'command; check what blocks the command publishers, then try again, or restart '
+                'the node'
+            )
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(self._stopping,), name='control', daemon=True
+        )
         self._thread.start()
 
-    def stop(self, timeout_s: float = 1.0) -> None:
-        """After it returned nothing is sent any more."""
+    def stop(self, timeout_s: float = 1.0) -> bool:
+        """No further command is sent. False if the thread still hangs in a tick, or in the send
+        that had begun, after ``timeout_s``."""
         self._stopping.set()
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join(timeout_s)
+        if self._thread is None:
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
-    def _run(self) -> None:
+    def _run(self, stopping: threading.Event) -> None:
         due_ns = time.monotonic_ns()
-        while not self._stopping.is_set():
+        while not stopping.is_set():
             try:
                 verdict = self._tick(self._clock())
-                if verdict.command is not None and not self._stopping.is_set():
+                if verdict.command is not None and not stopping.is_set():
                     self._send(verdict.command)
             except Exception as error:
                 self._on_error(error)

@@ -22,7 +22,7 @@ OK, WARN, ERROR = 0, 1, 2
 MIN_RECEIVE_RATIO = 0.9
 MAX_CLAMPED_SHARE = 0.1  # a soft start and the end of a reach clamp now and then
 CLAMPING = (Code.POSITION_LIMIT, Code.VELOCITY_LIMIT, Code.STEP_LIMIT, Code.SOFT_START)
-# Best-effort raw images above this size need the larger shared memory segment (performance.md 5).
+# Best-effort raw images above this size need the larger shared memory segment.
 DEFAULT_SEGMENT_BYTES = 500_000
 
 
@@ -318,7 +318,10 @@ def _commands(facts: NodeFacts) -> Check:
         return Check('commands', ERROR, facts.rivals, values)
     deaf = [topic for topic, n in facts.listeners.items() if n == 0]
     if deaf and not facts.dry_run:
-        text = f'nobody listens on {deaf}; start the controller of the robot or correct the topics'
+        text = (
+            f'nobody listens on {deaf}: nothing is sent. Start the controller of the robot or '
+            'correct the topics'
+        )
         return Check('commands', WARN, text, values)
     if facts.dry_run:
         text = 'dry run: the robot does not move; set robot.dry_run to false after checking'

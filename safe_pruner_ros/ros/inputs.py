@@ -10,7 +10,7 @@ import importlib
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode
@@ -45,6 +45,14 @@ _RELIABILITY = {
 POLLED_CLOCK_S = 1.0
 
 
+class Source(NamedTuple):
+    """A camera or state source, by name, and the topic it is heard on (after remapping)."""
+
+    kind: str
+    name: str
+    topic: str
+
+
 def newest_only(
     reliability: str, durability: DurabilityPolicy = DurabilityPolicy.VOLATILE
 ) -> QoSProfile:
@@ -72,7 +80,7 @@ def state_message_type(source: StateSourceConfig) -> type:
 
 class Inputs:
     """Feeds a ControlLoop from topics. ``meters`` and ``frame_ids`` (of the last image) by view;
-    ``qos_problems`` by topic."""
+    ``qos_problems`` by topic; ``sources``: every camera, then every state source."""
 
     def __init__(
         self,
@@ -89,6 +97,7 @@ class Inputs:
         self.meters = {camera.name: ReceiveMeter() for camera in robot.cameras}
         self.frame_ids: dict[str, str] = {}
         self.qos_problems: dict[str, str] = {}
+        self.sources: list[Source] = []
         for camera in robot.cameras:
             self._subscribe_camera(camera)
         for source in robot.state_sources:
@@ -172,21 +181,23 @@ class Inputs:
 
     def _subscribe_camera(self, camera: CameraConfig) -> None:
         compressed = camera.transport == 'compressed'
-        self._subscribe(
+        subscription = self._subscribe(
             CompressedImage if compressed else Image,
             camera.topic,
             partial(self._image, camera),
             newest_only(camera.reliability),
             on_lost=lambda event: self.meters[camera.name].lost(event.total_count_change),
         )
+        self.sources.append(Source('camera', camera.name, subscription.topic_name))
 
     def _subscribe_joints(self, source: StateSourceConfig) -> None:
-        self._subscribe(
+        subscription = self._subscribe(
             state_message_type(source),
             source.topic,
             partial(self._joints, source.name),
             newest_only(source.reliability),
         )
+        self.sources.append(Source('state source', source.name, subscription.topic_name))
 
     def _incompatible_qos(self, topic: str, qos: QoSProfile, event: Any) -> None:
         if topic == self._instruction_topic:

@@ -106,7 +106,7 @@ def spin_until(
     """Serve callbacks until ``stop``, or until ``until()``.
 
     Never ``executor.spin()``: in the wheels of rclpy 7.1.6 the events executor busy-loops there
-    and timers never fire; ``spin_once`` works (performance.md 5).
+    and timers never fire; ``spin_once`` works.
     """
     while not stop.is_set() and not until():
         try:

@@ -38,8 +38,9 @@ from safe_pruner_ros.ros.startup import (
 from safe_pruner_ros.runtime.config import Config, ConfigError
 
 # Inference in Python may keep the interpreter lock for 5 ms at a time; the control thread wants
-# it back sooner (measured: jitter p99 11 -> 5 ms, performance.md 5).
+# it back sooner (measured on 2 CPU cores: jitter p99 11 -> 5 ms).
 SWITCH_INTERVAL_S = 5e-4
+WATCH_PERIOD_S = 0.2
 
 
 class SafePrunerNode(LifecycleNode):
@@ -65,10 +66,15 @@ class SafePrunerNode(LifecycleNode):
         ):
             self.create_service(Trigger, f'~/{name}', self._service(name, action))
         # On steady time: "waiting for /clock" must be reported without /clock.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self.create_timer(
             1.0 / max(0.1, self._settings.value('diagnostics_rate_hz')),
             self._guard.wrap('diagnostics', self._report),
-            clock=Clock(clock_type=ClockType.STEADY_TIME),
+            clock=steady,
+        )
+        # Of its own: who reports rarely must not notice a second commander late.
+        self._watch_timer = self.create_timer(
+            WATCH_PERIOD_S, self._guard.wrap('watch', self._watch), clock=steady
         )
 
     # ---- transitions
@@ -94,18 +100,37 @@ class SafePrunerNode(LifecycleNode):
             f'{self._session.warm_up_ms:.0f} ms a step'
             + (', DRY RUN: commands go to ~/preview' if config.robot.dry_run else '')
         )
+        if not config.robot.dry_run:
+            topics = [sink.topic for sink in config.robot.sinks]
+            self.get_logger().warning(
+                f'COMMANDS MOVE THE ROBOT {config.robot.name!r} once active: robot.dry_run is '
+                f'false, they go to {topics}'
+            )
         for text in describe_timing(config, self._session.policy.spec, self._session.warm_up_ms):
             self.get_logger().warning(text)
 
     @logged_transition
     def on_activate(self, state: LifecycleState) -> None:
         session = self._configured()
+        self._refuse_changed_settings()
         session.refuse_rivals()
         session.wait_until_ready(self._settings.value('activation_timeout_s'), self._stop.is_set)
         session.refuse_rivals()
-        super().on_activate(state)
-        session.start()
+        try:
+            super().on_activate(state)
+            session.start()
+        except Exception:
+            self._end_output(state)  # inactive must mean mute, whatever failed
+            raise
         self.lifecycle = 'active'
+
+    def _refuse_changed_settings(self) -> None:
+        """What is shown as a parameter must be what moves the arms."""
+        if changed := self._settings.changed_since_load():
+            raise TransitionRefused(
+                f'changed since configure: {changed}; clean up and configure again, so that they '
+                'count, or set them back'
+            )
 
     @logged_transition
     def on_deactivate(self, state: LifecycleState) -> None:
@@ -129,7 +154,9 @@ class SafePrunerNode(LifecycleNode):
         super().on_deactivate(state)  # mutes the command publishers first
         self.lifecycle = 'inactive'
         if self._session is not None and not self._session.stop():
-            self.get_logger().warning('the policy is still computing; its result is discarded')
+            self.get_logger().warning(
+                'the policy still computes or a send hangs; what comes of it is dropped'
+            )
 
     def _free(self) -> None:
         session, self._session = self._session, None
@@ -152,6 +179,9 @@ class SafePrunerNode(LifecycleNode):
             try:
                 action(self._configured())
                 response.success, response.message = True, f'{name} done'
+            except TransitionRefused as error:  # the caller can act on it: no failure of ours
+                response.success, response.message = False, f'{name} refused: {error}'
+                self.get_logger().warning(response.message)
             except Exception as error:
                 response.success, response.message = False, f'{name} refused: {error}'
                 self._guard.report(f'service {name}', error)
@@ -163,6 +193,10 @@ class SafePrunerNode(LifecycleNode):
         if self._session is not None:
             self._session.apply_live(config, instruction)
 
+    def _watch(self) -> None:
+        if self._session is not None:
+            self._session.watch(self.lifecycle == 'active')
+
     def _report(self) -> None:
         session = self._session
         if session is None:
@@ -171,7 +205,6 @@ class SafePrunerNode(LifecycleNode):
             ]
             now_ns, robot = int(self.get_clock().now().nanoseconds), ''
         else:
-            session.watch(self.lifecycle == 'active')
             facts = session.facts(self.lifecycle)
             lines, now_ns, robot = diagnostics.checks(facts), session.now_ns(), facts.robot
         self._diagnostics.publish(diagnostics.to_message(lines, robot, now_ns))

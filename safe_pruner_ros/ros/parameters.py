@@ -37,6 +37,9 @@ _NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
     ('activation_timeout_s', 10.0, 'activate waits this long for fresh data of every source [s]'),
     ('diagnostics_rate_hz', 2.0, 'rate of /diagnostics [Hz]'),
 )
+_OF_ROBOT = 'robot.'
+# Of these and rclpy's own: what a session is built from, besides the schema.
+_SESSION_PARAMETERS = ('robot_file', 'policy_file', 'use_sim_time')
 # rclpy's own, which may stand in a parameter file as well.
 _FOREIGN = ('use_sim_time', 'qos_overrides.', 'start_type_description_service')
 
@@ -58,6 +61,11 @@ class NodeParameters:
         self._is_active, self._on_live_change = is_active, on_live_change
         self._declared: dict[str, ParameterSpec] = {}
         self._base: Config | None = None
+        self._initial: dict[str, Any] = {}  # what each was declared with
+        self._loaded: dict[str, Any] = {}  # what the last `load` answered with
+        self._robot: tuple[str, str] | None = None  # file and name
+        self._first_robot: tuple[str, str] | None = None  # whom the values at the start are for
+        self._set_for: dict[tuple[str, str], dict[str, Any]] = {}
         self._loading = False
         for name, default, doc in _NODE_PARAMETERS:
             node.declare_parameter(name, default, ParameterDescriptor(description=doc))
@@ -69,31 +77,80 @@ class NodeParameters:
         return list(value) if isinstance(value, (bytes, tuple)) or _is_array(value) else value
 
     def load(self) -> Config:
-        """Read the YAML files, declare every value, apply what was set. Raises ConfigError.
+        """Read the YAML files, declare every value, apply what was set. Raises ConfigError, and
+        then every parameter is as it was.
 
-        What a user set before stays set, as long as the new files still know it.
+        What a user set before stays set, as long as the new files still know it. What is called
+        ``robot.*`` belongs to the robot it was set for: dry_run=false must not move another one.
         """
-        robot = config_file('robots', self.value('robot_file'))
-        policy = config_file('policies', self.value('policy_file'))
-        base = self._for_method(load_config(robot, policy))
+        robot_file = config_file('robots', self.value('robot_file'))
+        policy_file = config_file('policies', self.value('policy_file'))
+        base = self._for_method(load_config(robot_file, policy_file))
+        robot = (str(robot_file), base.robot.name)
         specs = {spec.name: spec for spec in parameter_specs(base)}
-        kept = {
-            name: self.value(name)
-            for name, spec in self._declared.items()
-            if name in specs and self.value(name) != _ros_value(spec)
-        }
+        is_first = robot == (self._first_robot or robot)
+        self._refuse_unknown_overrides(specs, is_first)
+        was_set = self._was_set()
+        if self._robot is not None:
+            of_robot = {name: v for name, v in was_set.items() if name.startswith(_OF_ROBOT)}
+            self._set_for[self._robot] = of_robot
+        kept = {n: v for n, v in was_set.items() if not n.startswith(_OF_ROBOT) and n in specs}
+        kept |= {n: v for n, v in self._set_for.get(robot, {}).items() if n in specs}
+
+        declared, initial = dict(self._declared), dict(self._initial)
+        values = {name: self.value(name) for name in declared}
+        before = self._base
         self._loading = True
         try:
             self._undeclare()
-            self._refuse_unknown_overrides(specs)
             for spec in specs.values():
-                self._declare(spec)
-            if kept:
-                self._node.set_parameters([Parameter(name, value=v) for name, v in kept.items()])
+                self._declare(spec, ignore_override=not is_first)
+            self._initial = {name: self.value(name) for name in specs}
+            self._set(kept)
+            self._base = base
+            config = self._config()
+        except Exception:
+            self._undeclare()
+            for name, spec in declared.items():
+                self._declare(spec, values[name])
+            self._base, self._initial = before, initial
+            raise
         finally:
             self._loading = False
-        self._base = base
-        return self._config()
+        self._robot, self._first_robot = robot, self._first_robot or robot
+        self._loaded = self._locked_values()
+        return config
+
+    def _was_set(self) -> dict[str, Any]:
+        """What was set after it had been declared, by name.
+
+        Compared with the value it was declared with, not with the file's: who sets a value that
+        was given at the start back to what the file says has set it.
+        """
+        values = {name: self.value(name) for name in self._declared}
+        return {name: value for name, value in values.items() if value != self._initial[name]}
+
+    def _set(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            (result,) = self._node.set_parameters([Parameter(name, value=value)])
+            if not result.successful:
+                raise ConfigError(
+                    f'parameter {name} was set to {value!r}, which does not fit the new files '
+                    f'({result.reason}); set it to something else'
+                )
+
+    def changed_since_load(self) -> list[str]:
+        """Names of values that no longer are what `load` answered with.
+
+        A node that is inactive takes changes, but what was built from the old values stays as it
+        is. Live parameters are not listed: those reach what is loaded at once.
+        """
+        now = self._locked_values()
+        return sorted(name for name, value in self._loaded.items() if now.get(name) != value)
+
+    def _locked_values(self) -> dict[str, Any]:
+        names = [*_SESSION_PARAMETERS, *self._declared]
+        return {name: self.value(name) for name in names if name not in LIVE_PARAMETERS}
 
     def _for_method(self, base: Config) -> Config:
         """``base`` under the method that was asked for: what the policy file says for another
@@ -101,9 +158,7 @@ class NodeParameters:
         name = 'pruner.method'
         given = getattr(self._node, '_parameter_overrides', {}).get(name)
         asked = given.value if given is not None else base.pruner.method
-        if name in self._declared and self.value(name) != _ros_value(self._declared[name]):
-            asked = self.value(name)
-        return override(base, {name: asked})
+        return override(base, {name: self._was_set().get(name, asked)})
 
     def _config(self, changes: dict[str, Any] | None = None) -> Config:
         assert self._base is not None
@@ -111,9 +166,18 @@ class NodeParameters:
         changed = {n: v for n, v in values.items() if v != _ros_value(self._declared[n])}
         return override(self._base, changed)
 
-    def _declare(self, spec: ParameterSpec) -> None:
+    def _declare(
+        self, spec: ParameterSpec, value: Any = None, ignore_override: bool = False
+    ) -> None:
+        """With ``value``, or with the file's or what was given at the start."""
         try:
-            self._node.declare_parameter(spec.name, _ros_value(spec), _descriptor(spec))
+            self._node.declare_parameter(
+                spec.name,
+                _ros_value(spec) if value is None else value,
+                _descriptor(spec),
+                ignore_override=value is not None
+                or (ignore_override and spec.name.startswith(_OF_ROBOT)),
+            )
         except Exception as error:
             raise ConfigError(f'parameter {spec.name}: {error}') from error
         self._declared[spec.name] = spec
@@ -123,10 +187,18 @@ class NodeParameters:
             self._node.undeclare_parameter(name)
         self._declared.clear()
 
-    def _refuse_unknown_overrides(self, specs: Iterable[str]) -> None:
-        """rclpy ignores a misspelt name in a parameter file; a limit would silently stay put."""
+    def _refuse_unknown_overrides(self, specs: Iterable[str], is_first: bool) -> None:
+        """rclpy ignores a misspelt name in a parameter file; a limit would silently stay put.
+
+        What was given for the first robot (``is_first``) is not applied to another one.
+        """
         known = [*specs, *(name for name, _, _ in _NODE_PARAMETERS)]
-        given = getattr(self._node, '_parameter_overrides', {})
+        given = list(getattr(self._node, '_parameter_overrides', {}))
+        if not is_first and (others := [name for name in given if name.startswith(_OF_ROBOT)]):
+            self._node.get_logger().warning(
+                f'{others} were given at the start for another robot and do not count for this one'
+            )
+            given = [name for name in given if name not in others]
         for name in given:
             if name not in known and not name.startswith(_FOREIGN):
                 near = difflib.get_close_matches(name, known, n=1)

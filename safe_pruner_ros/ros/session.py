@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from rclpy.lifecycle import LifecycleNode
 
@@ -18,15 +19,18 @@ from safe_pruner_ros.ros import startup
 from safe_pruner_ros.ros.command_sinks import make_sink
 from safe_pruner_ros.ros.control_thread import ControlThread
 from safe_pruner_ros.ros.diagnostics import CameraFacts, NodeFacts
+from safe_pruner_ros.ros.graph_watch import SILENCING, GraphWatch, describe_rivals
 from safe_pruner_ros.ros.guarded import CallbackGuard
 from safe_pruner_ros.ros.inputs import Inputs
 from safe_pruner_ros.ros.lifecycle import TransitionRefused
 from safe_pruner_ros.ros.overlay_publisher import OverlayPublishers
+from safe_pruner_ros.ros.parameters import LIVE_PRUNER_PARAMETERS
 from safe_pruner_ros.ros.publishers import CommandPublishers, StepPublishers
 from safe_pruner_ros.ros.resources import fastdds_profile
-from safe_pruner_ros.runtime.codes import Code
+from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import Config, check_policy_fits
 from safe_pruner_ros.runtime.control_loop import ControlLoop
+from safe_pruner_ros.runtime.pruner_settings import effective_settings
 from safe_pruner_ros.runtime.shadow_audit import Audit
 from safe_pruner_ros.runtime.step_report import StepReport
 
@@ -66,8 +70,7 @@ class Session:
             kinematics=startup.build_kinematics(config),
         )
         self._logged_ratio = config.pruner.retention_ratio
-        self._rivals = ''
-        self._paused_by_user = False
+        self._blocked: tuple[Reason, ...] = ()
         self._lock = threading.Lock()
         self._verdicts: Counter[str] = Counter()
         self._steps = self._key_timesteps = 0
@@ -83,6 +86,10 @@ class Session:
             self._closers.append(self._steps_out.destroy)
             self._inputs = Inputs(node, config.robot, self.loop, guard, use_sim_time)
             self._closers.append(self._inputs.destroy)
+            # An optional view that the policy reads is an input like any other.
+            views = {camera.name for camera in config.robot.cameras if camera.required}
+            views |= {view.name for view in self.policy.spec.views}
+            self._graph = GraphWatch(node, self._commands, self._inputs, views, dry_run)
             self._overlays = OverlayPublishers(
                 node,
                 self.policy.spec,
@@ -109,18 +116,19 @@ class Session:
     # ---- lifecycle
 
     def wait_until_ready(self, timeout_s: float, stopped: Callable[[], bool]) -> None:
-        """Block until every required source is fresh. Raises TransitionRefused naming the rest."""
+        """Block until every required source is fresh and has one publisher. Raises
+        TransitionRefused naming the rest."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             self._inputs.poll()
-            missing = self.loop.missing(self.now_ns())
+            missing = self.loop.missing(self.now_ns()) or self._graph.doubled_inputs()
             if not missing:
                 return
             if stopped():
                 raise TransitionRefused('the process was asked to stop')
             if time.monotonic() > deadline_s:
                 raise TransitionRefused(
-                    f'no fresh data after {timeout_s:g} s: '
+                    f'not ready after {timeout_s:g} s: '
                     + '; '.join(str(reason) for reason in missing)
                 )
             time.sleep(POLL_PERIOD_S)
@@ -130,18 +138,24 @@ class Session:
 
     def refuse_rivals(self) -> None:
         """Raise TransitionRefused if somebody else commands the robot already."""
-        rivals = {} if self.config.robot.dry_run else self._commands.rivals()
-        if rivals:
-            raise TransitionRefused(startup.describe_rivals(rivals))
+        if rivals := self._graph.rivals():
+            raise TransitionRefused(
+                f'{describe_rivals(rivals)}. Stop it, or run one of them with robot.dry_run:=true'
+            )
 
     def start(self) -> None:
+        self._look_at_graph()
         self.loop.start()
         self._control.start()
 
     def stop(self) -> bool:
-        """No command leaves after this; False if the policy is still computing."""
-        self._control.stop()
-        return self.loop.stop(WORKER_STOP_S)
+        """No command leaves after this; False if the policy still computes, or a send hangs."""
+        control_ended = self._control.stop()
+        stopped = self.loop.stop(WORKER_STOP_S) and control_ended
+        self._graph.forget_rivals()
+        self.loop.block()
+        self._blocked = ()
+        return stopped
 
     def close(self) -> None:
         """Give up subscriptions and publishers. Call `stop` first."""
@@ -158,38 +172,47 @@ class Session:
         self.loop.reset()
 
     def pause(self) -> None:
-        self._paused_by_user = True
         self.loop.pause()
 
     def resume(self) -> None:
-        self._paused_by_user = False
-        if not self._rivals:
-            self.loop.resume()
+        """Go on after a pause or a rival. Raises TransitionRefused while the rival is there."""
+        self.refuse_rivals()
+        self._graph.forget_rivals()
+        self.loop.resume()
 
     def watch(self, is_active: bool) -> None:
-        """What only looking from time to time can find: latched instructions, rivals."""
+        """What only looking from time to time can find: latched instructions, other nodes."""
         self._inputs.follow_latched_instruction()
         if is_active:
-            self._watch_rivals()
+            self._look_at_graph()
 
-    def _watch_rivals(self) -> None:
-        """Hold the arms while another node commands them; go on when it is gone."""
-        rivals = {} if self.config.robot.dry_run else self._commands.rivals()
-        text = startup.describe_rivals(rivals) if rivals else ''
-        if text and not self._rivals:
-            self._node.get_logger().error(text)
-            self.loop.pause()
-        elif self._rivals and not text and not self._paused_by_user:
-            self.loop.resume()
-        self._rivals = text
+    def _look_at_graph(self) -> None:
+        reasons, logger = self._graph.look(), self._node.get_logger()
+        for reason in reasons:
+            if reason not in self._blocked:
+                # A controller that is not up yet is part of many a start.
+                is_usual = reason.code is Code.COMMAND_UNHEARD
+                (logger.warning if is_usual else logger.error)(f'the arms hold: {reason}')
+        if reasons or self._blocked:
+            self.loop.block(reasons, any(reason.code in SILENCING for reason in reasons))
+        self._blocked = reasons
 
     def apply_live(self, config: Config, instruction: str | None) -> None:
-        """Live parameters. Raises ValueError if the policy cannot follow."""
-        if config.pruner != self.config.pruner:
-            startup.update_pruner(self.policy, config)
-            if config.pruner.retention_ratio != self.config.pruner.retention_ratio:
-                self.loop.retention.set_base(config.pruner.retention_ratio)
-            self.config = config
+        """Live parameters. Raises ValueError if the policy cannot follow.
+
+        Nothing else of ``config`` counts: the rest of it is not what this session was built from.
+        """
+        wanted, current = config.pruner, self.config.pruner
+        live = [name.removeprefix('pruner.') for name in LIVE_PRUNER_PARAMETERS]
+        changes = {name: getattr(wanted, name) for name in live}
+        changes = {n: value for n, value in changes.items() if value != getattr(current, n)}
+        if changes:
+            # Only these: audit or latency budget may have moved the ratio from what is configured.
+            settings = effective_settings(wanted)  # a value set back is the method's own
+            startup.update_pruner(self.policy, {n: settings[n] for n in changes if n in settings})
+            if 'retention_ratio' in changes:
+                self.loop.retention.set_base(wanted.retention_ratio)
+            self.config = replace(self.config, pruner=replace(current, **changes))
         if instruction is not None:
             refused = self.loop.set_instruction(instruction)
             if refused is not None:
@@ -197,7 +220,12 @@ class Session:
 
     def facts(self, lifecycle: str) -> NodeFacts:
         config, spec = self.config, self.policy.spec
-        status = self.loop.status(self.now_ns())
+        now_ns = self.now_ns()
+        status = self.loop.status(now_ns)
+        if lifecycle != 'active':
+            # The reasons of the last tick may be an hour old: what would stop activate now?
+            waiting = self.loop.missing(now_ns) + self._graph.doubled_inputs()
+            status = replace(status, reasons=waiting)
         horizon = config.policy.execution_horizon or spec.execution_horizon
         with self._lock:
             verdicts, steps, keys = dict(self._verdicts), self._steps, self._key_timesteps
@@ -212,7 +240,7 @@ class Session:
             },
             dry_run=config.robot.dry_run,
             listeners=self._commands.listeners(),
-            rivals=self._rivals,
+            rivals='; '.join(r.text for r in self._blocked if r.code is Code.COMMAND_RIVAL),
             qos_problems=dict(self._inputs.qos_problems),
             callback_failures=self._guard.failures(),
             sent_commands=self._commands.sent,

@@ -1,4 +1,4 @@
-"""What configure does besides wiring: build the policy, warm it up, say what is in the way."""
+"""What configure does besides wiring: build the policy, warm it up, apply live settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from safe_pruner_ros.types import ArmState, CameraImage, JointLayout, Observatio
 # A full step and two pruned ones: every shape that will occur has then been allocated once.
 WARM_UP_STEPS = 3
 WARM_UP_INSTRUCTION = 'pick up the red block and place it in the tray'
-LIVE_PRUNER_SETTINGS = ('retention_ratio', 'similarity_threshold')
 
 PolicyFactory = Callable[[Config], Policy]
 
@@ -101,12 +100,11 @@ def describe_timing(config: Config, spec: PolicySpec, step_ms: float) -> list[st
     return [f.text for f in timing_findings(chunk, None, step_s) if f.level != 'ok']
 
 
-def update_pruner(policy: Policy, config: Config) -> None:
-    """Apply the live pruner settings from the next policy step on.
+def update_pruner(policy: Policy, changes: Mapping[str, float]) -> None:
+    """Apply live pruner settings, by field of PrunerConfig, from the next policy step on.
 
     Raises ValueError where the policy cannot: then only a new configure changes them.
     """
-    from safe_pruner_ros.runtime.pruner_settings import effective_settings
 
     update = getattr(policy, 'update_pruner', None)
     if update is None:
@@ -114,15 +112,4 @@ def update_pruner(policy: Policy, config: Config) -> None:
             f'policy {policy.spec.name!r} cannot change its pruner while it is loaded; deactivate '
             'and clean up, set the parameter, then configure again'
         )
-    settings = effective_settings(config.pruner)  # a threshold set back is the method's own
-    settings['retention_ratio'] = config.pruner.retention_ratio
-    update(**{name: settings[name] for name in LIVE_PRUNER_SETTINGS if name in settings})
-
-
-def describe_rivals(rivals: Mapping[str, list[str]]) -> str:
-    """Who else commands the robot, and what to do about it."""
-    found = '; '.join(f'{topic} by {", ".join(nodes)}' for topic, nodes in rivals.items())
-    return (
-        f'another node publishes commands on {found}; two commanders would fight over the arms. '
-        'Stop it, or run one of them with robot.dry_run:=true'
-    )
+    update(**changes)

@@ -51,6 +51,7 @@ class ActionBuffer:
         self._seam_offset: FloatArray | None = None
         self._jumps: tuple[float, float] | None = None  # of the chunk nobody was commanded by yet
         self.last_seam: Seam | None = None
+        self.gap: Reason | None = None  # why the last `command` was None
         self.starved_ticks = 0
 
     def push(
@@ -122,18 +123,16 @@ class ActionBuffer:
         return _Path(np.vstack([first, rows]), chunk.start_ns, chunk.period_ns)
 
     def command(self, now_ns: int) -> JointCommand | None:
-        """Interpolated targets in layout order, cross-faded; None: no chunk, run out, or too old.
+        """Interpolated targets in layout order, cross-faded; None: no chunk, run out, or too old,
+        see ``gap``.
 
         The last action is sent at its full value before the chunk counts as run out.
         """
         with self._lock:
             path = self._path
-            if path is None:
-                return None
-            if now_ns > path.end_ns + self._control_period_ns:
-                self.starved_ticks += 1
-                return None
-            if seconds(now_ns - path.start_ns) > self._config.max_action_age_s:
+            self.gap = self._why_none(path, now_ns)
+            if path is None or self.gap is not None:
+                self.starved_ticks += path is not None
                 return None
             positions = path.at(now_ns)
             if self._seam_offset is not None:
@@ -144,6 +143,29 @@ class ActionBuffer:
                     left = min(left, 1.0)
                     positions = positions + left * left * (3.0 - 2.0 * left) * self._seam_offset
             return JointCommand(positions, self._names, now_ns)
+
+    def _why_none(self, path: _Path | None, now_ns: int) -> Reason | None:
+        if path is None:
+            return Reason(
+                Code.NO_ACTION,
+                'no actions: the first chunk is not there yet, or what was there became void',
+            )
+        over_s = seconds(now_ns - path.end_ns - self._control_period_ns)
+        if over_s > 0:
+            return Reason(
+                Code.NO_ACTION,
+                f'the actions ran out {over_s:.2f} s ago, before the next came; the policy is '
+                f'slower than its chunk is long, or waits for a new picture',
+            )
+        age_s, limit_s = seconds(now_ns - path.start_ns), self._config.max_action_age_s
+        if age_s > limit_s:
+            return Reason(
+                Code.ACTION_OLD,
+                f'the actions answer an observation {age_s:.2f} s old (limit '
+                f'runtime.actions.max_action_age_s {limit_s:g}) and the next did not come; the '
+                f'policy step takes too long, lower policy.execution_horizon or raise the limit',
+            )
+        return None
 
     def executed(self, positions: FloatArray | None, now_ns: int) -> None:
         """What the guard really let through (None: nothing is being sent). Seams start there."""

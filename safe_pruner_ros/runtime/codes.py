@@ -34,14 +34,20 @@ class Code(str, Enum):
     STATE_STALE = 'STATE_STALE'
     STATE_REORDERED = 'STATE_REORDERED'
     STATE_SKEW = 'STATE_SKEW'
+    STATE_RECOVERING = 'STATE_RECOVERING'  # at the start or after a gap: not enough samples agree
     STATE_NAMES = 'STATE_NAMES'  # a needed name is missing or repeated
     STATE_SIZE = 'STATE_SIZE'  # name[] and position[] do not fit
     STATE_NONFINITE = 'STATE_NONFINITE'
     STATE_JUMP = 'STATE_JUMP'
+    STATE_CONFLICT = 'STATE_CONFLICT'  # samples contradict each other: two publishers, or a cable
     STATE_OUTSIDE_LIMITS = 'STATE_OUTSIDE_LIMITS'
     # instruction
     INSTRUCTION_EMPTY = 'INSTRUCTION_EMPTY'
     INSTRUCTION_REFUSED = 'INSTRUCTION_REFUSED'
+    # topics, seen by ros/graph_watch
+    INPUT_DOUBLED = 'INPUT_DOUBLED'  # two nodes publish what one camera or one arm should
+    COMMAND_RIVAL = 'COMMAND_RIVAL'  # another node commands the arms, or did: until ~/resume
+    COMMAND_UNHEARD = 'COMMAND_UNHEARD'  # nobody listens on a command topic
     # inference
     POLICY_ERROR = 'POLICY_ERROR'
     POLICY_OUTPUT = 'POLICY_OUTPUT'  # the policy itself refused what its network returned
@@ -56,6 +62,7 @@ class Code(str, Enum):
     ACTION_LATE = 'ACTION_LATE'
     ACTION_OUT_OF_ORDER = 'ACTION_OUT_OF_ORDER'
     NO_ACTION = 'NO_ACTION'  # no chunk yet, or the chunk ran out
+    ACTION_OLD = 'ACTION_OLD'  # the chunk answers an observation older than max_action_age_s
     # command guard
     COMMAND_JOINTS = 'COMMAND_JOINTS'
     COMMAND_NONFINITE = 'COMMAND_NONFINITE'
@@ -68,6 +75,7 @@ class Code(str, Enum):
     START_ERROR = 'START_ERROR'  # first target too far from the measured pose
     SOFT_START = 'SOFT_START'
     TRACKING_LOST = 'TRACKING_LOST'  # the arm is not where it was sent: blocked, moved by hand
+    TRACKING_FAILING = 'TRACKING_FAILING'  # lost again and again: FAULT
     CLAMPED_TOO_LONG = 'CLAMPED_TOO_LONG'  # FAULT
 
 

@@ -8,7 +8,7 @@ The measured pose is used once, to start from.
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,13 +18,14 @@ import numpy.typing as npt
 
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import GuardConfig, RobotConfig
+from safe_pruner_ros.runtime.config_robot import MAX_STEP_RATE_HZ
 from safe_pruner_ros.runtime.oscillation import OscillationDetector
 from safe_pruner_ros.runtime.stamps import CLOCK_JUMP_NS, NS_PER_S, seconds
 from safe_pruner_ros.types import ArmState, FloatArray, JointCommand
 
 SOFT_START_FLOOR = 0.1  # share of the step limit at the first command of a soft start
 BoolArray = npt.NDArray[np.bool_]
-FAULT_CODES = frozenset({Code.POLICY_FAILING, Code.CLAMPED_TOO_LONG})
+FAULT_CODES = frozenset({Code.POLICY_FAILING, Code.TRACKING_FAILING, Code.CLAMPED_TOO_LONG})
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class CommandGuard:
         self._names = robot.layout.names
         self._lower, self._upper = robot.layout.lower, robot.layout.upper
         self._max_velocity = robot.layout.max_velocity
-        self._max_step = np.array([joint.max_step for joint in robot.joints])
+        share = min(1.0, MAX_STEP_RATE_HZ / control_rate_hz)
+        self._max_step = share * np.array([joint.max_step for joint in robot.joints])
         self._gripper = robot.layout.is_gripper
         self._is_followed = not robot.dry_run  # a preview moves nothing, so nothing tracks it
         tolerance = np.where(
@@ -70,6 +72,8 @@ class CommandGuard:
         """Forget the last command and the FAULT: the next start is a soft start."""
         with self._lock:
             self._fault: Reason | None = None
+            self._lost: Reason | None = None
+            self._losses_ns: deque[int] = deque()
             self.forget()
 
     def forget(self) -> None:
@@ -123,6 +127,10 @@ class CommandGuard:
         if lost := self._tracking_problem(state, now_ns):
             # Going on, or even holding, would throw the arm back once it is free again.
             self.forget()
+            if fault := self._note_loss(lost, now_ns):
+                self._fault = fault
+                return self._faulted(reasons)
+        if lost := self._just_lost(now_ns):
             reasons += (lost,)
         if not reasons:
             reasons = self._stale(command, state, now_ns)
@@ -229,6 +237,30 @@ class CommandGuard:
             f'{self._which(lost)} are {_rounded(error[lost])} rad from their command (limit '
             f'{self._config.max_tracking_error_rad}); sending ended, the next start is soft',
         )
+
+    def _note_loss(self, lost: Reason, now_ns: int) -> Reason | None:
+        """Count it; a FAULT rather than to push against a blocked arm again and again."""
+        losses, config = self._losses_ns, self._config
+        self._lost = lost
+        losses.append(now_ns)
+        while not 0 <= seconds(now_ns - losses[0]) <= config.tracking_window_s:
+            losses.popleft()
+        if len(losses) < config.max_tracking_losses:
+            return None
+        return Reason(
+            Code.TRACKING_FAILING,
+            f'{len(losses)} times within {config.tracking_window_s:g} s the arms were not where '
+            f'they were sent, the last time {lost.text}. Remove what blocks them, or check their '
+            f'controller, then reset',
+        )
+
+    def _just_lost(self, now_ns: int) -> Reason | None:
+        """The loss itself and the hold after it: long enough for diagnostics to be seen."""
+        if self._losses_ns:
+            since_s = seconds(now_ns - self._losses_ns[-1])
+            if 0 <= since_s <= self._config.tracking_hold_s:
+                return self._lost
+        return None
 
     def _targets(self, command: JointCommand) -> FloatArray | Reason:
         """Targets in layout order, finite and in a believable unit."""

@@ -17,6 +17,9 @@ from safe_pruner_ros.runtime.config_schema import (
 )
 from safe_pruner_ros.types import Joint, JointKind, JointLayout
 
+# Robot files state max_step for this rate. Faster commands get a smaller step, or a setting of the
+# runtime would raise the speed of the robot; slower ones get no larger step.
+MAX_STEP_RATE_HZ = 50.0
 # No arm joint turns further than twice around either way; limits beyond are in another unit.
 MAX_ARM_LIMIT_RAD = 4.0 * math.pi
 
@@ -32,7 +35,11 @@ class JointConfig:
     upper: float = setting(MISSING, 'upper position limit', 'rad or closed fraction')
     max_velocity: float = setting(MISSING, 'speed limit', 'rad/s or 1/s', above=0.0)
     max_step: float = setting(
-        MISSING, 'largest change between two commands', 'rad or closed fraction', above=0.0
+        MISSING,
+        'largest change between two commands at 50 Hz; less in proportion at a higher '
+        'runtime.control_rate_hz, never more',
+        'rad or closed fraction',
+        above=0.0,
     )
 
     def __post_init__(self) -> None:

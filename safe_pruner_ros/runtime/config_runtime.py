@@ -48,7 +48,11 @@ class BufferConfig:
         0.5, 'change of an arm joint between two samples that is refused', 'rad', above=0.0
     )
     state_jump_samples: int = setting(
-        25, 'consistent samples after a jump before the new pose is believed', '', 2, 10000
+        25,
+        'consistent samples before a pose that contradicts the last known one is believed',
+        '',
+        2,
+        10000,
     )
     max_instruction_chars: int = setting(
         256, 'longer instructions are refused', 'characters', 1, 4096
@@ -73,11 +77,34 @@ class ActionConfig:
 
     fade_s: float = setting(0.15, 'cross-fade at the seam between two chunks', 's', 0.0, 5.0)
     max_action_age_s: float = setting(
-        1.5, 'commands from an observation older than this are not sent', 's', above=0.0
+        1.5,
+        'commands from an observation older than this are not sent; more than the executed part '
+        'of a chunk and the policy step after it take',
+        's',
+        above=0.0,
     )
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+
+def check_action_age(policy: str, horizon: int, period_s: float, config: ActionConfig) -> None:
+    """Raise ConfigError unless ``horizon`` actions of ``period_s``, and at least the time of one
+    more for the policy step that follows, are young enough to be sent.
+
+    Otherwise the arms would stop and go, once a chunk.
+    """
+    needed_s = (horizon + 1) * period_s
+    if needed_s <= config.max_action_age_s + 1e-9:
+        return
+    fitting = int(config.max_action_age_s / period_s + 1e-9) - 1
+    lower = f', or lower policy.execution_horizon (or that of policy.deployment) to {fitting}'
+    raise ConfigError(
+        f'policy {policy!r} executes {horizon} actions of {period_s:g} s before the next chunk; '
+        f'with the policy step after them that takes {needed_s:g} s or more, but '
+        f'runtime.actions.max_action_age_s is {config.max_action_age_s:g}: the arms would stop '
+        f'once a chunk. Raise runtime.actions.max_action_age_s' + (lower if fitting > 0 else '')
+    )
 
 
 @dataclass(frozen=True)
@@ -99,6 +126,15 @@ class GuardConfig:
         'arm joint measured further than this from its command: sending ends',
         'rad',
         above=0.0,
+    )
+    tracking_hold_s: float = setting(
+        1.5, 'nothing is sent for this long after an arm was not where it was sent', 's', 0.0, 60.0
+    )
+    max_tracking_losses: int = setting(
+        3, 'such losses within tracking_window_s that latch a FAULT', '', 1, 1000
+    )
+    tracking_window_s: float = setting(
+        30.0, 'window of max_tracking_losses; a slow arm takes seconds a loss', 's', above=0.0
     )
     max_start_outside_rad: float = setting(
         0.02, 'measured arm joint this far outside its limits may move back in', 'rad', 0.0, 0.5

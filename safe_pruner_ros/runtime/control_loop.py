@@ -13,6 +13,7 @@ from safe_pruner_ros.runtime.action_buffer import ActionBuffer, Seam
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.command_guard import CommandGuard, GuardVerdict
 from safe_pruner_ros.runtime.config import Config, check_policy_fits
+from safe_pruner_ros.runtime.config_runtime import check_action_age
 from safe_pruner_ros.runtime.inference_worker import InferenceWorker
 from safe_pruner_ros.runtime.observation_buffer import ObservationBuffer, SourceStatistics
 from safe_pruner_ros.runtime.retention_control import RetentionController, RetentionState
@@ -58,7 +59,8 @@ class ControlLoop:
 
     Parts are public: ``buffer``, ``actions``, ``guard``, ``worker``. ``clock`` reads the node
     clock, ``steady`` a monotonic one, both in ns.
-    Raises ConfigError (check_policy_fits) when policy and robot do not fit.
+    Raises ConfigError when policy and robot do not fit (check_policy_fits), or when a chunk is
+    executed for longer than its commands may be sent (check_action_age).
     """
 
     def __init__(
@@ -71,14 +73,16 @@ class ControlLoop:
         on_audit: Callable[[Audit], None] = lambda audit: None,
         kinematics: ForwardKinematics | None = None,
     ) -> None:
-        check_policy_fits(policy.spec, config.robot)
-        runtime = config.runtime
+        spec, runtime = policy.spec, config.runtime
+        check_policy_fits(spec, config.robot)
+        horizon = min(config.policy.execution_horizon or spec.execution_horizon, spec.chunk_size)
+        period_s = config.policy.period_s or spec.period_s
+        check_action_age(spec.name, horizon, period_s, runtime.actions)
         self.buffer = ObservationBuffer(config.robot, runtime.buffer)
         self.actions = ActionBuffer(
             config.robot.layout, runtime.actions, runtime.control_period_ns
         )
         self.guard = CommandGuard(config.robot, runtime.guard, runtime.control_rate_hz)
-        horizon = config.policy.execution_horizon or policy.spec.execution_horizon
         self.audit = ShadowAudit(runtime.audit, config.robot.layout, horizon, kinematics)
         self.retention = RetentionController(
             runtime.retention, runtime.audit, config.pruner.retention_ratio
@@ -102,11 +106,12 @@ class ControlLoop:
         self.action_age_ms = RollingStatistics()
         self.seam_jump_rad = RollingStatistics()
         self._seam: Seam | None = None
+        self._blocked: tuple[tuple[Reason, ...], bool] = ((), False)  # reasons, mute
         self._on_report = on_report
         self._steady = steady
         self._max_clock_stop_s = runtime.worker.max_clock_stop_s
         self._verdict = GuardVerdict('hold', (), None)
-        self._is_void = False
+        self._is_void = self._is_lost = False
         self._forget_clock()
 
     def _forget_clock(self) -> None:
@@ -115,8 +120,13 @@ class ControlLoop:
         self._last_tick_ns: int | None = None
 
     def start(self) -> None:
-        """Start the worker; the first command follows once everything is fresh."""
+        """Start the worker; the first command follows once everything is fresh.
+
+        A new episode for policy and pruner: what they remember may be hours old. The instruction
+        stays, as does a FAULT of the policy; `set_instruction` and `reset` change them.
+        """
         self._forget_clock()
+        self.worker.forget_episode()
         self.worker.start()
 
     def stop(self, timeout_s: float = 2.0) -> bool:
@@ -161,20 +171,32 @@ class ControlLoop:
     def tick(self, now_ns: int) -> GuardVerdict:
         """One control tick, at ``runtime.control_rate_hz``: send ``verdict.command`` if not None.
 
-        ``now_ns`` is the node clock. A jump back clears everything and holds.
+        ``now_ns`` is the node clock. A jump back clears everything but the instruction and a
+        FAULT, and holds.
         """
         self._measure_period()
         reasons = self._clock_reasons(now_ns)
         if not reasons:
             not_ready = self.buffer.readiness(now_ns)
             reasons = not_ready.reasons if not_ready else ()
+        blocked, is_mute = self._blocked
+        reasons += blocked
+        if is_mute:
+            self.guard.forget()
         # Data that was not good enough must not have led to actions: drop what is pending, once.
         if reasons and not self._is_void:
             self.worker.void()
         self._is_void = bool(reasons)
         reasons += self.worker.hold_reasons()
         command = None if reasons else self.actions.command(now_ns)
+        if not reasons and command is None and self.actions.gap is not None:
+            reasons = (self.actions.gap,)
         verdict = self.guard.check(command, self.buffer.state(), now_ns, reasons)
+        # What was planned for arms that did not follow is void as well, once a loss.
+        is_lost = Code.TRACKING_LOST in verdict.codes
+        if is_lost and not self._is_lost:
+            self.worker.void()
+        self._is_lost = is_lost
         sent = verdict.command
         self.actions.executed(None if sent is None else sent.positions, now_ns)
         if command is not None and verdict.action != 'hold':
@@ -210,6 +232,7 @@ class ControlLoop:
         if now_ns < before_ns - CLOCK_JUMP_NS:
             self.buffer.clear()
             self.guard.forget()
+            self.worker.forget_episode()
             text = (
                 f'the node clock went back by {seconds(before_ns - now_ns):.2f} s; starting anew'
             )
@@ -239,6 +262,16 @@ class ControlLoop:
     def force_keyframe(self) -> None:
         """Run the next policy step unpruned."""
         self.worker.force_keyframe()
+
+    def block(self, reasons: Sequence[Reason] = (), mute: bool = False) -> None:
+        """Hold the arms for what only the caller sees, until called without reasons; ``mute``:
+        send nothing meanwhile. Nothing of that time counts afterwards, and the start is soft."""
+        if self._blocked[0] and not reasons:
+            self.buffer.clear()
+            self.worker.void()
+            self.worker.force_keyframe()
+            self.guard.forget()
+        self._blocked = (tuple(reasons), mute)
 
     # ---- reports
 

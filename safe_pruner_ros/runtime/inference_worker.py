@@ -119,6 +119,11 @@ class InferenceWorker:
             self._fault = self._hold_reason = self._refused_generation = None
         self.void()
 
+    def forget_episode(self) -> None:
+        """Policy and pruner forget before their next step, as at `reset`; a FAULT stays."""
+        with self._lock:
+            self._reset_pending = True
+
     def void(self) -> None:
         """Flush the actions and discard the result in progress (entering a hold)."""
         with self._lock:

@@ -5,7 +5,8 @@ Knows no policy and no clock: ``receive_ns`` and ``now_ns`` are readings of the 
 
 Cameras run free, so the newest images of all views need not belong together. A snapshot takes the
 latest moment that *every* view has reached, and from each view the image closest to it; a few
-images per view are kept for that. (No ApproximateTimeSynchronizer: robot_io_and_faults.md 0.6.)
+images per view are kept for that. (No ApproximateTimeSynchronizer: after a clock jump its full
+queue throws away the new images, not the old.)
 """
 
 from __future__ import annotations

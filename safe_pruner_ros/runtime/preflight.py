@@ -22,6 +22,7 @@ from safe_pruner_ros.runtime.config import (
     check_names_fit,
     check_policy_fits,
 )
+from safe_pruner_ros.runtime.config_runtime import check_action_age
 from safe_pruner_ros.runtime.finding import Finding, ask, is_good
 from safe_pruner_ros.runtime.policy_timing import ChunkTiming
 from safe_pruner_ros.runtime.pruner_settings import effective_settings, stated_settings
@@ -53,6 +54,9 @@ def check_config(config: Config) -> Iterator[Finding]:
         return f'{len(joints)} joints and the views {list(deployment.views)} are in both'
 
     yield ask('names', fit)
+    timing = ask('timing', lambda: _check_deployment_timing(config))
+    if timing.level == 'problem':  # what else is to be said of it, `timing_findings` says
+        yield timing
     try:
         files = open_checkpoint(
             policy.name, policy.checkpoint, policy.device, policy.deployment_values()
@@ -79,6 +83,7 @@ def refuse_misfits(config: Config) -> None:
     if policy.name == 'embedded':
         return
     deployment = policy.deployment
+    _check_deployment_timing(config)
     files = open_checkpoint(policy.name, policy.checkpoint, policy.device, deployment.values())
     check_all(files)
     joints = [action.joint for action in deployment.actions]
@@ -126,7 +131,24 @@ def _check_embedded(config: Config) -> str:
     settings = stated_settings(config.pruner)
     built = build_policy(policy.name, method, settings, policy.checkpoint, policy.device)
     check_policy_fits(built.spec, config.robot)
+    _check_timing(config, built.spec.execution_horizon, built.spec.period_s)
     return f'{policy.checkpoint or "the shipped weights"}, {len(built.spec.views)} views'
+
+
+def _check_deployment_timing(config: Config) -> str:
+    deployment = config.policy.deployment
+    horizon = deployment.execution_horizon or deployment.chunk_size
+    return _check_timing(config, horizon, deployment.period_s)
+
+
+def _check_timing(config: Config, horizon: int, period_s: float) -> str:
+    """``horizon``, ``period_s``: as the policy says; 0 where only its checkpoint does."""
+    horizon = config.policy.execution_horizon or horizon
+    period_s = config.policy.period_s or period_s
+    if not horizon or not period_s:
+        return 'the checkpoint says how many actions are executed; checked once it is loaded'
+    check_action_age(config.policy.name, horizon, period_s, config.runtime.actions)
+    return f'{horizon} actions of {period_s:g} s are executed before the next chunk'
 
 
 def check_units(

@@ -39,7 +39,7 @@ class StepReport:
     since the previous report: 'pass', 'clamp' and 'hold', and every reason code by its value.
     ``seam`` is the latest take-over of a chunk by then: of an earlier step than this one, whose
     actions are still to be commanded. ``starved_ticks`` counts, since the last reset, control
-    ticks for which the actions had run out.
+    ticks for which the actions had run out or were too old.
     """
 
     step: int

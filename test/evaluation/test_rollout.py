@@ -12,7 +12,7 @@ from safe_pruner_ros.types import ActionChunk, Observation
 
 def ramp(observation: Observation, step: int) -> np.ndarray:
     """Rows (g, a): 'a' rises by 0.1 a row from where it was seen."""
-    start = observation.state.positions[1]
+    (start,) = observation.state.ordered(['a'])
     rises = start + 0.1 * np.arange(1, 9)
     return np.stack([np.zeros(8), rises], axis=1)
 
@@ -28,12 +28,12 @@ def test_waypoints_are_interpolated_and_mapped_by_name(env, make_policy) -> None
     assert result.duration_s == pytest.approx(0.8)
 
 
-def test_observation_is_in_the_policys_terms(env, make_policy) -> None:
+def test_observation_names_what_was_measured(env, make_policy) -> None:
     policy = make_policy(ramp)
     run_episode(policy, env, 0, asked_object=1, settings=RolloutSettings(max_policy_steps=2))
     first, second = policy.seen
     assert first.instruction == 'put object 1 in the tray'
-    np.testing.assert_allclose(first.state.positions, [0.0, 0.5])  # (g, a)
+    np.testing.assert_allclose(first.state.ordered(policy.spec.joint_names), [0.0, 0.5])  # (g, a)
     assert list(first.images) == ['head']
     assert second.stamp_ns == 400_000_000 and second.images['head'].rgb[0, 0, 0] == 20
     assert policy.resets == 1

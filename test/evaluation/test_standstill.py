@@ -53,7 +53,7 @@ class Blinkered:
         self.pruner.reset()
 
     def predict(self, observation: Observation) -> PolicyOutput:
-        position = float(observation.state.positions[0])
+        position = float(observation.state.ordered(['a'])[0])
         needed = OBJECT if position < HALFWAY else TRAY
         measured = {request: self.attention(request, needed) for request in self.requests()}
         shallow = {request: measured[request] for request in self.pruner.shallow_requests}

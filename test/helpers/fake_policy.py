@@ -32,6 +32,7 @@ class FakePolicy:
     observations: list[Observation] = field(default_factory=list)
     resets: int = 0
     ratio: float = 0.5
+    threshold: float = 0.5
 
     @property
     def spec(self) -> PolicySpec:
@@ -80,5 +81,6 @@ class FakePolicy:
         rows[:, arms] += 0.01
         return replace(output, chunk=replace(output.chunk, positions=rows))
 
-    def update_pruner(self, retention_ratio: float, **others: float) -> None:
-        self.ratio = retention_ratio
+    def update_pruner(self, **changes: float) -> None:
+        self.ratio = changes.get('retention_ratio', self.ratio)
+        self.threshold = changes.get('similarity_threshold', self.threshold)

@@ -270,6 +270,7 @@ class Bench:
     policy: FakePolicy
     start: Callable[..., Any]
     wait_for: Callable[..., None]
+    yaml: str = ROBOT_YAML.format(dry_run='false')
 
     def run(self, **parameters: Any) -> Robot:
         """Bring the node to RUN."""
@@ -305,7 +306,7 @@ def bench(tmp_path: Path, _robot: Robot) -> Iterator[Bench]:
 
     def start(yaml: str | None = None, **parameters: Any) -> Any:
         robot_file = tmp_path / 'robot.yaml'
-        robot_file.write_text(yaml or ROBOT_YAML.format(dry_run='false'))
+        robot_file.write_text(yaml or Bench.yaml)
         (tmp_path / 'policy.yaml').write_text('policy: {name: embedded}\n')
         values = {
             'robot_file': str(robot_file),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -85,6 +87,26 @@ def test_deactivate_ends_output_and_the_node_can_start_again(bench) -> None:
     assert robot.activate()
     robot.wait_state('RUN')
     assert robot.transition(4) and robot.transition(2) and robot.configure()
+
+
+def test_an_activate_that_fails_leaves_the_command_publishers_mute(bench, capfd) -> None:
+    node = bench.start()
+    robot = bench.robot
+    assert robot.configure() and robot.activate()
+    bench.policy.seconds = 4.0
+    robot.say('lift')
+    computing = len(bench.policy.observations)
+    bench.wait_for(lambda: len(bench.policy.observations) > computing, 5.0, 'a policy step')
+    assert robot.transition(4)
+    assert not robot.activate(), 'while the last policy step still computes'
+    assert 'the inference worker runs already' in capfd.readouterr().err
+    publishers = [publisher for _, publisher in node._session._commands._sinks]
+    assert publishers and not any(publisher.is_activated for publisher in publishers)
+    assert node.lifecycle == 'inactive' and is_silent(bench)
+    bench.policy.seconds = 0.0
+    bench.wait_for(robot.activate, 8.0, 'activation')
+    robot.wait_state('RUN')
+    assert all(publisher.is_activated for publisher in publishers)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +215,35 @@ def test_a_stale_camera_holds_and_the_run_resumes(bench) -> None:
     robot.wait_state('RUN')
 
 
+def test_diagnostics_of_an_inactive_node_are_of_now(bench) -> None:
+    """Not of the last control tick, nor all well because there was none."""
+    robot = bench.robot
+    bench.start()
+    assert robot.configure()
+
+    def ill() -> list[bool]:
+        """Of each source, whether it is an error. How many pictures got lost is not the matter."""
+        lines = ('camera head', 'camera wrist', 'joints body')
+        return [robot.diagnostics[f'safe_pruner: {name}'][0] == 2 for name in lines]
+
+    bench.wait_for(lambda: 'inactive' in robot.state() and not any(ill()), 5.0, 'all well')
+    robot.cameras, robot.joints_on = set(), False
+    bench.wait_for(lambda: all(ill()), 5.0, 'complaints about everything')
+    _, text, values = robot.diagnostics['safe_pruner: state']
+    assert 'inactive: no commands are sent; missing: IMAGE_STALE' in text and "'wrist'" in text
+    assert values['codes'] == 'IMAGE_STALE IMAGE_STALE STATE_STALE'
+    robot.cameras, robot.joints_on = {'head', 'wrist'}, True
+    bench.wait_for(lambda: not any(ill()), 5.0, 'all well again')
+    assert robot.activate()
+    robot.say('lift')
+    robot.wait_state('RUN')
+    robot.cameras = {'wrist'}
+    robot.wait_state('IMAGE_STALE', "'head'")
+    assert robot.transition(4)
+    robot.cameras = {'head', 'wrist'}
+    bench.wait_for(lambda: 'inactive' in robot.state() and not any(ill()), 5.0, 'head')
+
+
 def test_a_wrong_encoding_is_named(bench) -> None:
     robot = bench.run()
     robot.encoding = 'bayer_bggr8'
@@ -250,7 +301,17 @@ def test_dry_run_goes_to_preview_only(bench) -> None:
         lambda: len(robot.received['/safe_pruner/preview/arm_left']) > 10, 3.0, 'preview'
     )
     assert robot.sent() == 0 and not robot.received['/arm_right/command']
-    assert 'dry run' in robot.state()
+    assert 'dry run' in robot.state()  # nobody listens to one of its previews: no matter
+
+
+@pytest.mark.parametrize('dry_run', [False, True])
+def test_configure_says_whether_commands_will_move_the_robot(bench, capfd, dry_run) -> None:
+    bench.start(robot__dry_run=dry_run)
+    assert bench.robot.configure()
+    log = capfd.readouterr().err
+    assert ('COMMANDS MOVE THE ROBOT' in log) is not dry_run
+    assert ('DRY RUN' in log) is dry_run
+    assert ('/arm_right/command' in log) is not dry_run
 
 
 def test_pause_holds_and_resume_goes_on(bench) -> None:
@@ -282,6 +343,19 @@ def test_safety_parameters_are_locked_while_active(bench) -> None:
     )
 
 
+def test_another_threshold_leaves_the_ratio_that_an_audit_asked_for(bench) -> None:
+    robot = bench.run(runtime__audit__every_steps=2, runtime__audit__first_ms=1.0,
+                      runtime__audit__max_deviation_rad=0.005)  # fmt: skip
+    bench.wait_for(lambda: bench.policy.ratio == 1.0, 20.0, 'audits that raise the ratio')
+    assert robot.set_parameter('pruner.similarity_threshold', 0.8).successful
+    assert bench.policy.threshold == 0.8
+    assert bench.policy.ratio == 1.0, 'what /diagnostics show as target_retention_ratio'
+    bench.wait_for(
+        lambda: robot.diagnostics['safe_pruner: pruning'][2]['target_retention_ratio'] == '1',
+        3.0, 'diagnostics',
+    )  # fmt: skip
+
+
 def test_a_parameter_set_while_inactive_counts_after_the_next_configure(bench) -> None:
     node = bench.start()
     robot = bench.robot
@@ -289,6 +363,112 @@ def test_a_parameter_set_while_inactive_counts_after_the_next_configure(bench) -
     assert robot.set_parameter('runtime.guard.soft_start_s', 0.5).successful
     assert robot.transition(2) and robot.configure()
     assert node._session.config.runtime.guard.soft_start_s == 0.5
+
+
+def test_activate_refuses_settings_that_it_was_not_configured_with(bench, capfd) -> None:
+    """/diagnostics and parameters must not say "dry run" while commands move the robot."""
+    node, robot = bench.start(), bench.robot
+    assert robot.configure()
+    assert robot.set_parameter('robot.dry_run', True).successful
+    assert robot.set_parameter('robot.joints.left_1.max_velocity', 0.1).successful
+    assert robot.set_parameter('pruner.retention_ratio', 0.2).successful  # live: counts at once
+    assert bench.policy.ratio == 0.2
+    assert not node._session.config.robot.dry_run
+    capfd.readouterr()
+    assert not robot.activate()
+    log = capfd.readouterr().err
+    for words in ('changed since configure', 'robot.dry_run', 'max_velocity', 'configure again'):
+        assert words in log, log
+    assert 'retention_ratio' not in log
+    assert robot.sent() == 0
+    bench.wait_for(lambda: robot.state() != '', 3.0, 'diagnostics')
+    assert robot.diagnostics['safe_pruner: state'][2]['dry_run'] == 'False', 'as it was built'
+
+    assert robot.set_parameter('robot.joints.left_1.max_velocity', 2.0).successful
+    assert not robot.activate()
+    assert robot.transition(2) and robot.configure() and robot.activate()
+    robot.say('lift')
+    robot.wait_state('RUN', 'dry run')
+    assert robot.sent() == 0
+
+
+def test_a_setting_that_was_set_back_does_not_stand_in_the_way(bench) -> None:
+    bench.start()
+    robot = bench.robot
+    assert robot.configure()
+    assert robot.set_parameter('runtime.guard.soft_start_s', 0.5).successful
+    assert not robot.activate()
+    assert robot.set_parameter('runtime.guard.soft_start_s', 0.1).successful
+    assert robot.activate()
+
+
+def test_another_robot_file_counts_after_configure_only(bench, capfd) -> None:
+    bench.start()
+    assert bench.robot.configure()
+    assert bench.robot.set_parameter('robot_file', 'aloha').successful
+    assert not bench.robot.activate()
+    assert "changed since configure: ['robot_file']" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('topic', 'message', 'source'),
+    [
+        ('/head/image', 'Image', "camera 'head'"),
+        ('/joint_states', 'JointState', "state source 'body'"),
+    ],
+)
+def test_two_publishers_of_one_input_hold_the_arms(bench, capfd, topic, message, source) -> None:
+    """It needs to say nothing: that it could is enough."""
+    import sensor_msgs.msg
+
+    robot = bench.robot
+    kind = getattr(sensor_msgs.msg, message)
+    second = robot.node.create_publisher(kind, topic, 1)
+    try:
+        bench.start(activation_timeout_s=1.0)
+        assert robot.configure()
+        assert not robot.activate()
+        log = capfd.readouterr().err
+        assert 'INPUT_DOUBLED' in log and source in log and topic in log, log
+        assert '/robot, /robot' in log and 'stop all but one' in log, log
+        bench.wait_for(lambda: 'INPUT_DOUBLED' in robot.state(), 3.0, 'it in diagnostics, too')
+    finally:
+        robot.node.destroy_publisher(second)
+    bench.wait_for(robot.activate, 5.0, 'activation with one publisher')
+    robot.say('lift')
+    robot.wait_state('RUN')
+    second = robot.node.create_publisher(kind, topic, 1)
+    try:
+        robot.wait_state('HOLD', 'INPUT_DOUBLED', source, topic)
+        line = 'camera head' if message == 'Image' else 'joints body'
+        level, text, _ = robot.diagnostics[f'safe_pruner: {line}']
+        assert level == 2 and 'INPUT_DOUBLED' in text
+        before = robot.sent()
+        bench.wait_for(lambda: robot.sent() >= before + 8, 3.0, 'commands in HOLD')
+        held = [list(m.points[0].positions) for m in robot.received['/arm_left/command'][-3:]]
+        assert held[0] == held[-1], 'a hold repeats the last command'
+    finally:
+        robot.node.destroy_publisher(second)
+    robot.wait_state('RUN')
+
+
+def test_a_camera_that_nobody_looks_at_may_have_two_publishers(bench) -> None:
+    from sensor_msgs.msg import CompressedImage
+
+    yaml = bench.yaml.replace(
+        '  state_sources:',
+        '    - {name: belly, topic: /belly, transport: compressed, encodings: [jpeg], '
+        'required: false}\n  state_sources:',
+    )
+    topics = [bench.robot.node.create_publisher(CompressedImage, '/belly', 1) for _ in range(2)]
+    try:
+        bench.start(yaml)
+        assert bench.robot.configure() and bench.robot.activate()
+        bench.robot.say('lift')
+        bench.robot.wait_state('RUN')
+    finally:
+        for publisher in topics:
+            bench.robot.node.destroy_publisher(publisher)
 
 
 def test_a_second_commander_is_refused(bench, capfd) -> None:
@@ -308,8 +488,108 @@ def test_a_second_commander_is_refused(bench, capfd) -> None:
     bench.wait_for(robot.activate, 5.0, 'activation without a rival')
     robot.say('lift')
     robot.wait_state('RUN')
+
+
+def test_a_rival_silences_the_node_until_resume(bench) -> None:
+    """Not even a hold: two streams of positions would tear at the arm. And whoever took over does
+    not expect the arms to move when it ends, or crashes."""
+    from trajectory_msgs.msg import JointTrajectory
+
+    robot = bench.run()
     rival = robot.node.create_publisher(JointTrajectory, '/arm_left/command', 1)
-    robot.wait_state('HOLD')
-    assert '/robot' in robot.diagnostics['safe_pruner: commands'][1]
-    robot.node.destroy_publisher(rival)
+    try:
+        robot.wait_state('HOLD', 'COMMAND_RIVAL', '/robot', '/arm_left/command')
+        assert robot.diagnostics['safe_pruner: commands'][0] == 2
+        assert '/robot' in robot.diagnostics['safe_pruner: commands'][1]
+        assert is_silent(bench)
+        answer = robot.trigger('resume')
+        assert not answer.success and '/robot' in answer.message
+        assert robot.diagnostics['safe_pruner: node'][0] == 0, 'a refusal is no failure'
+        assert robot.trigger('reset').success
+        robot.wait_state('COMMAND_RIVAL')
+    finally:
+        robot.node.destroy_publisher(rival)
+    robot.wait_state('HOLD', 'COMMAND_RIVAL', 'is gone', '~/resume')
+    assert is_silent(bench)
+    assert robot.trigger('resume').success
     robot.wait_state('RUN')
+    bench.wait_for(lambda: not is_silent(bench, 0.1), 3.0, 'commands')
+
+
+def test_a_rival_is_forgotten_by_deactivate(bench) -> None:
+    from trajectory_msgs.msg import JointTrajectory
+
+    robot = bench.run()
+    rival = robot.node.create_publisher(JointTrajectory, '/arm_left/command', 1)
+    try:
+        robot.wait_state('COMMAND_RIVAL')
+    finally:
+        robot.node.destroy_publisher(rival)
+    robot.wait_state('is gone')
+    assert robot.transition(4) and robot.activate()
+    robot.wait_state('RUN')
+
+
+def test_a_rival_is_noticed_however_rarely_diagnostics_are_sent(bench) -> None:
+    from trajectory_msgs.msg import JointTrajectory
+
+    bench.start(diagnostics_rate_hz=0.1)
+    robot = bench.robot
+    assert robot.configure() and robot.activate()
+    robot.say('lift')
+    bench.wait_for(lambda: robot.sent() > 5, 5.0, 'commands')
+    rival = robot.node.create_publisher(JointTrajectory, '/arm_left/command', 1)
+    try:
+        bench.wait_for(lambda: is_silent(bench, 0.3), 2.0, 'silence')
+    finally:
+        robot.node.destroy_publisher(rival)
+
+
+def listens_to(robot, topic):
+    """The subscription of the robot's controller, to take away, and how to bring it back."""
+    (found,) = [s for s in robot.node.subscriptions if s.topic_name == topic]
+    kind, callback = found.msg_type, found.callback
+    return found, lambda: robot.node.create_subscription(kind, topic, callback, 50)
+
+
+def test_a_controller_that_dies_ends_sending_until_it_is_back(bench) -> None:
+    """Otherwise commands run ahead, and the arm jumps after them."""
+    robot = bench.run()
+    bench.wait_for(lambda: robot.sent() > 20, 5.0, 'commands')
+    controller, come_back = listens_to(robot, '/arm_left/command')
+    robot.node.destroy_subscription(controller)
+    try:
+        robot.wait_state('HOLD', 'COMMAND_UNHEARD', '/arm_left/command', 'controller')
+        assert is_silent(bench), 'the other arm waits, too'
+        level, text, _ = robot.diagnostics['safe_pruner: commands']
+        assert level == 1 and 'nothing is sent' in text
+        stands_at, sent = robot.positions['left_1'], robot.sent()
+    finally:
+        come_back()
+    robot.wait_state('RUN')
+    bench.wait_for(lambda: robot.sent() > sent + 5, 3.0, 'commands')
+    later = robot.received['/arm_left/command'][sent:]
+    first = later[0].points[0].positions[0]
+    assert abs(first - stands_at) < 0.02, 'a start from where the arm is'
+
+
+def test_the_node_may_come_up_before_the_controller(bench) -> None:
+    controller, come_back = listens_to(bench.robot, '/arm_right/command')
+    bench.robot.node.destroy_subscription(controller)
+    try:
+        bench.start()
+        assert bench.robot.configure() and bench.robot.activate()
+        bench.robot.say('lift')
+        bench.robot.wait_state('HOLD', 'COMMAND_UNHEARD', '/arm_right/command')
+        assert bench.robot.sent() == 0
+    finally:
+        come_back()
+    bench.robot.wait_state('RUN')
+
+
+def is_silent(bench, seconds: float = 0.5) -> bool:
+    """No command on any topic for so long. What was on its way may arrive before."""
+    time.sleep(0.1)
+    before = len(bench.robot.commands())
+    time.sleep(seconds)
+    return len(bench.robot.commands()) == before

@@ -133,20 +133,32 @@ class ScriptedPolicy:
 
 
 class Feeder:
-    """Stores fresh images and joints of a small robot into a buffer or a loop."""
+    """Stores fresh images and joints of a small robot into a buffer or a loop.
+
+    The joints had been sent for a while when they are first stored, and where the clock goes back.
+    """
 
     def __init__(self, target: object) -> None:
         self.target = target
         self.positions = dict.fromkeys(JOINTS, 0.1)
+        self._last_joints_ns: int | None = None
 
     def images(self, now_ns: int, views: tuple[str, ...] = ('head', 'wrist')) -> None:
         for view in views:
             assert self.target.store_image(image(view, now_ns), now_ns) is None
 
     def joints(self, now_ns: int) -> None:
+        last_ns, self._last_joints_ns = self._last_joints_ns, now_ns
+        if last_ns is None or now_ns < last_ns - 100 * MS:
+            for ms in range(120, 0, -20):
+                self.sample(now_ns - ms * MS, now_ns)
+        self.sample(now_ns, now_ns)
+
+    def sample(self, stamp_ns: int, receive_ns: int) -> None:
+        """One message of each arm."""
         for side, names in (('left', LEFT), ('right', RIGHT)):
             values = [self.positions[n] * (100 if n.endswith('grip') else 1) for n in names]
-            assert self.target.store_joints(side, names, values, now_ns, now_ns) is None
+            assert self.target.store_joints(side, names, values, stamp_ns, receive_ns) is None
 
     def all(self, now_ns: int) -> None:
         self.joints(now_ns)

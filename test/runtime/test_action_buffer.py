@@ -53,14 +53,19 @@ def test_exhausted_chunk_sends_its_last_point_once_then_nothing():
     end = T0 + 2 * PERIOD
     assert buffer.command(end + TICK).positions.tolist() == [2.0, 2.0]
     assert buffer.command(end + TICK + 1) is None
-    assert buffer.command(end + 10 * TICK) is None
+    assert buffer.command(end + 11 * TICK) is None
+    assert buffer.gap.code is Code.NO_ACTION and 'ran out 0.20 s ago' in buffer.gap.text
+    buffer.flush()
+    assert buffer.command(end) is None and 'not there yet' in buffer.gap.text
 
 
 def test_old_observation_is_not_acted_on():
     buffer = make(max_action_age_s=0.15)
     buffer.push(chunk(np.ones((8, 2))), T0)
-    assert buffer.command(T0 + 149 * MS) is not None
-    assert buffer.command(T0 + 151 * MS) is None
+    assert buffer.command(T0 + 149 * MS) is not None and buffer.gap is None
+    assert buffer.command(T0 + 151 * MS) is None and buffer.starved_ticks == 1
+    assert buffer.gap.code is Code.ACTION_OLD
+    assert '0.15 s old (limit runtime.actions.max_action_age_s 0.15)' in buffer.gap.text
 
 
 def test_joints_by_name():

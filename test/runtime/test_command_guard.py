@@ -24,10 +24,10 @@ def arms(delta):
 class Bench:
     """A guard, its clock, and an arm that stands where it was told to (or at ``measured``)."""
 
-    def __init__(self, kit, robot=None, **settings_):
+    def __init__(self, kit, robot=None, rate_hz=50.0, **settings_):
         settings_.setdefault('soft_start_s', 0.0)
         self.kit, self.robot = kit, robot or kit.robot()
-        self.guard = CommandGuard(self.robot, GuardConfig(**settings_), 50.0)
+        self.guard = CommandGuard(self.robot, GuardConfig(**settings_), rate_hz)
         self.now, self.measured = kit.T0, HOME.copy()
 
     def tick(self, targets, reasons=(), state=True, age_ns=0, names=None, ns=TICK):
@@ -77,6 +77,19 @@ def test_step_and_velocity_limits(kit, bench):
     verdict = slow_bench.tick(HOME + 0.04)
     assert verdict.codes == (Code.VELOCITY_LIMIT,)
     assert verdict.command.positions[0] == pytest.approx(0.1 + 1.0 * 0.02)
+
+
+@pytest.mark.parametrize(('rate_hz', 'speed'), [(25, 1.25), (50, 2.5), (100, 2.5), (250, 2.5)])
+def test_a_higher_rate_of_commands_is_no_higher_speed(kit, rate_hz, speed):
+    """max_step 0.05 at 50 Hz, max_velocity 4.0: the step is what bounds."""
+    bench = Bench(kit, rate_hz=float(rate_hz), max_tracking_error_rad=9.0)
+    bench.tick(HOME, ns=1_000_000_000 // rate_hz)
+    sent = [
+        bench.tick(arms(-0.9), ns=1_000_000_000 // rate_hz).command.positions[0]
+        for _ in range(rate_hz // 5)
+    ]
+    steps = -np.diff([HOME[0], *sent])
+    assert steps.max() * rate_hz == pytest.approx(speed) and steps.max() <= 0.05 + 1e-9
 
 
 def test_ticks_in_a_burst_do_not_move_faster(bench):
@@ -135,8 +148,9 @@ def test_long_hold_ends_and_starts_softly_again(kit):
     assert np.abs(verdict.command.positions - bench.measured).max() <= 0.011
 
 
-def test_arm_that_is_not_where_it_was_sent(bench):
+def test_arm_that_is_not_where_it_was_sent(kit):
     """Moved by hand under an emergency stop: neither command nor hold may throw it back."""
+    bench = Bench(kit, tracking_hold_s=0.0)
     bench.settle(HOME)
     for targets in (HOME, None):
         bench.measured = arms(-0.6)
@@ -150,6 +164,48 @@ def test_arm_that_is_not_where_it_was_sent(bench):
         bench.settle(HOME)
     bench.measured = np.where(np.array([0, 0, 1, 0, 0, 1], bool), 1.0, HOME)
     assert bench.tick(HOME).action == 'pass'  # a gripper on an object never arrives
+
+
+def lose(bench):
+    """The arms are found 0.6 rad from their command; the verdict of that tick."""
+    bench.measured = HOME
+    bench.settle(HOME)
+    bench.measured = arms(-0.6)
+    return bench.tick(arms(-0.59))
+
+
+def test_a_loss_holds_long_enough_to_be_seen(bench):
+    assert lose(bench).codes == (Code.TRACKING_LOST,)
+    begin = bench.now
+    while (verdict := bench.tick(arms(-0.59))).action == 'hold':
+        assert verdict.codes == (Code.TRACKING_LOST,) and verdict.command is None
+        assert 'left_1, left_2' in verdict.reasons[0].text
+    assert 1.5 <= (bench.now - begin) * 1e-9 <= 1.54  # diagnostics come once or twice a second
+    assert np.abs(verdict.command.positions - bench.measured).max() <= 0.05
+
+
+def test_losses_again_and_again_are_a_fault_until_reset(bench):
+    for _ in range(2):
+        assert not lose(bench).is_fault
+        bench.settle(arms(-0.59), 80)
+    verdict = lose(bench)
+    assert verdict.is_fault and verdict.command is None
+    assert verdict.codes == (Code.TRACKING_FAILING,)
+    assert '3 times within 30 s' in verdict.reasons[0].text
+    assert '-0.6' not in verdict.reasons[0].text and 'left_1' in verdict.reasons[0].text
+    assert bench.settle(HOME, 200).is_fault
+    bench.guard.reset()
+    bench.measured = HOME
+    assert bench.tick(HOME).action == 'pass'
+    assert lose(bench).codes == (Code.TRACKING_LOST,)  # counted anew
+
+
+def test_rare_losses_are_no_fault(bench):
+    for _ in range(6):
+        assert not lose(bench).is_fault
+        bench.now += 16_000_000_000
+    bench.now -= 3_600_000_000_000  # the node clock went back: losses of its future do not count
+    assert not lose(bench).is_fault
 
 
 def test_preview_of_a_dry_run_is_not_tracked(kit):

@@ -192,7 +192,7 @@ def test_late_chunk_is_dropped_but_is_no_error_of_the_policy(kit, make):
 
     bench = make(kit.Policy(script))
     for _ in range(5):
-        assert bench.step().error.code is Code.ACTION_LATE
+        assert bench.step(200).error.code is Code.ACTION_LATE
     assert bench.worker.fault is None
 
 

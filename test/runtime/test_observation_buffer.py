@@ -124,12 +124,14 @@ def test_node_clock_still_zero(kit, make):
 def test_stale_view_is_named_warned_and_must_prove_itself(kit, make):
     buffer, feed = make()
     feed.all(kit.T0)
-    now = kit.T0 + 200 * kit.MS
-    feed.joints(now)
+    for ms in range(20, 201, 20):
+        now = kit.T0 + ms * kit.MS
+        feed.joints(now)
     feed.images(now, ('wrist',))
     assert Code.IMAGE_OLD in [w.code for w in buffer.warnings(now)]
-    now = kit.T0 + 350 * kit.MS
-    feed.joints(now)
+    for ms in range(220, 361, 20):
+        now = kit.T0 + ms * kit.MS
+        feed.joints(now)
     feed.images(now, ('wrist',))
     stale = buffer.snapshot(now)
     assert codes(stale) == [Code.IMAGE_STALE] and "camera 'head'" in str(stale)
@@ -144,8 +146,8 @@ def test_burst_after_a_stall_uses_only_the_newest(kit, make):
     buffer, feed = make()
     feed.all(kit.T0)
     now = kit.T0 + 1870 * kit.MS
-    feed.joints(now)
     for stamp in range(kit.T0 + 33 * kit.MS, now, 33 * kit.MS):
+        feed.sample(stamp, now)
         buffer.store_image(kit.image('head', stamp), now)
         buffer.store_image(kit.image('wrist', stamp), now)
     snapshot = buffer.snapshot(now)
@@ -279,13 +281,18 @@ def test_joint_states_stop(kit, make):
     feed.images(now)
     stale = buffer.snapshot(now)
     assert codes(stale) == [Code.STATE_STALE, Code.STATE_STALE]
+    for _ in range(6):
+        feed.joints(now)
+        assert codes(buffer.snapshot(now)) == [Code.STATE_RECOVERING] * 2
+        now += 20 * kit.MS
     feed.joints(now)
     assert isinstance(buffer.snapshot(now), Snapshot)
 
 
 def test_one_arm_behind_the_other(kit, make):
     buffer, feed = make(max_state_age_s=0.3)
-    feed.all(kit.T0)
+    for ms in range(-400, 1, 20):
+        feed.all(kit.T0 + ms * kit.MS)
     now = kit.T0 + 200 * kit.MS
     feed.images(now)
     assert buffer.store_joints('left', kit.LEFT, [0.1, 0.1, 10.0], now, now) is None

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from safe_pruner_ros.policies.catalog import build_policy
+from safe_pruner_ros.runtime.config_runtime import check_action_age
 from safe_pruner_ros.runtime.config_yaml import load_config
 from safe_pruner_ros.sim import robot as sim_robot
 from safe_pruner_ros.sim.scene import VIEWS
@@ -24,6 +26,18 @@ def test_loads_with_the_policy(path):
     assert [camera.name for camera in config.robot.cameras] == list(VIEWS)
     assert config.pruner.method == 'diverse_forecast'
     assert config.pruner.retention_ratio == 0.25
+
+
+@pytest.mark.parametrize('path', sorted(POLICY.parent.glob('*.yaml')), ids=lambda path: path.stem)
+def test_shipped_policies_execute_what_is_young_enough_to_be_sent(path):
+    config = load_config(CONFIG / 'robots' / 'sim.yaml', path)
+    deployment = config.policy.deployment
+    horizon = deployment.execution_horizon or deployment.chunk_size or 1  # OpenVLA has one action
+    period_s = deployment.period_s
+    if path.stem == 'embedded':
+        spec = build_policy('embedded', 'unpruned', {}).spec
+        horizon, period_s = spec.execution_horizon, spec.period_s
+    check_action_age(path.stem, horizon, period_s, config.runtime.actions)
 
 
 def test_sim_file_is_the_simulator():

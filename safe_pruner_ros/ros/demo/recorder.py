@@ -213,12 +213,8 @@ class DemoRecorder(Node):
                 self.node_state, self.node_text = values, _short(values)
             elif name.startswith('camera '):
                 self._on_camera(name.removeprefix('camera '), values)
-            elif name == 'commands':
-                self._guard = {
-                    key.removeprefix('guard '): int(value)
-                    for key, value in values.items()
-                    if key.startswith('guard ')
-                }
+            elif name == 'guard':  # ticks by verdict and by reason since the last reset
+                self._guard = {key: int(value) for key, value in values.items()}
 
     def _on_camera(self, view: str, values: dict[str, str]) -> None:
         if self._episode is not None:
@@ -244,6 +240,8 @@ class ReceiveCount:
         self._before = None
 
     def node_has(self, received: int) -> None:
+        if not self.sent:
+            return  # their number is not known yet, and would count as zero
         now = (self.sent, received)
         if self._before is not None and received >= self._before[1]:
             self.total += now[0] - self._before[0]

@@ -14,6 +14,7 @@ the weights.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -125,9 +126,11 @@ def openvla(checkpoints: Path) -> object:
     )
 
 
-def observed(images: dict[str, np.ndarray], joints: np.ndarray) -> Observation:
+def observed(
+    images: dict[str, np.ndarray], joints: np.ndarray, names: Sequence[str] = 'abcdefg'
+) -> Observation:
     cameras = {name: CameraImage(rgb, name, 7) for name, rgb in images.items()}
-    return Observation(cameras, ArmState(joints, tuple('abcdefg'), 7), TASK, 7)
+    return Observation(cameras, ArmState(joints, tuple(names), 7), TASK, 7)
 
 
 @torch.inference_mode()
@@ -274,6 +277,6 @@ def test_oft_from_pictures_to_actions(golden: SimpleNamespace, checkpoints: Path
     policy = oft_backend.build(
         checkpoints / 'aloha', deployment, 'unpruned', {}, vision_sizes=SIZES
     )
-    chunk = policy.predict(observed(pictures, np.array(oft['state']))).chunk
+    chunk = policy.predict(observed(pictures, np.array(oft['state']), joints)).chunk
     numbers = golden.Numbers('openvla_oft')
     assert numbers.difference('aloha/3/proprio/actions', chunk.positions) < TOLERANCE

@@ -41,7 +41,7 @@ def test_an_exceeded_limit_is_exit_code_1_and_named(replayed, report):
 
 def test_the_numbers(report):
     unpruned, safe, fastv = report['methods']
-    assert report['policy_steps'] == len(report['steps']) == 7
+    assert report['policy_steps'] == len(report['steps']) == 6
     assert report['deadline_ms'] == pytest.approx(400)
     assert unpruned['deviation_rad']['max'] == 0 and unpruned['gripper_flips'] == 0
     assert unpruned['retained_tokens_mean'] == unpruned['n_visual'] == 192
@@ -53,7 +53,7 @@ def test_the_numbers(report):
         joints = method['deviation_per_joint']
         arms = [v['max'] for name, v in joints.items() if 'gripper' not in name]
         assert method['deviation_rad']['max'] == pytest.approx(max(arms))
-        assert joints['astribot_arm_left_joint_1']['n'] == 7 * 4
+        assert joints['astribot_arm_left_joint_1']['n'] == 6 * 4
         hands = method['end_effector_mm']
         assert set(hands) == {'left_tcp', 'right_tcp'} and hands['right_tcp']['max'] > 0
     # A key timestep answers as the unpruned policy does, bit for bit.
@@ -63,7 +63,7 @@ def test_the_numbers(report):
     assert report['recorded_commands'] == 200
     assert 0 < unpruned['versus_commands']['deviation_rad']['p50'] < 0.3
     assert 0 < unpruned['versus_commands']['end_effector_mm']['right_tcp']['p50'] < 300
-    assert unpruned['versus_commands']['gripper_flips'] <= 7 * 2
+    assert unpruned['versus_commands']['gripper_flips'] <= 6 * 2
 
 
 def test_the_page_is_one_file(replayed):
@@ -77,7 +77,7 @@ def test_the_film_shows_every_step(replayed):
 
     with av.open(str(replayed[1] / 'overlay.mp4')) as film:
         frames = [frame.to_ndarray(format='rgb24') for frame in film.decode(video=0)]
-    assert len(frames) == 7 and frames[0].shape[1] == 3 * 384
+    assert len(frames) == 6 and frames[0].shape[1] == 3 * 384
     assert not np.array_equal(frames[0], frames[2])
 
 
@@ -155,7 +155,7 @@ def test_a_real_robot_recording(tmp_path, kit, sim_config):
         ['replay', str(path), *(f'--map={text}' for text in maps), '--out', str(tmp_path / 'out')]
     )
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())
-    assert code == 0 and report['policy_steps'] == 4
+    assert code == 0 and report['policy_steps'] == 3
     sources = {source['name']: source for source in report['source']['sources']}
     assert sources['head']['accepted'] == 40 and not sources['head']['refused']
     assert (tmp_path / 'out' / 'overlay.mp4').is_file()
