@@ -24,7 +24,7 @@ def test_preflight_passes_and_names_what_does_not_fit(
     arguments = ['preflight', '--topics', 'off', '--policy-file', str(two_arms.policy_file)]
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert 'PROBLEM' not in out and '8 of 16 actions every 1.6 s' in out
+    assert 'PROBLEM' not in out and '5 of 16 actions every 1 s' in out
     text = two_arms.policy_file.read_text()
     two_arms.policy_file.write_text(text.replace('n_steps: 10', 'n_steps: 21'))
     assert main(arguments) == 1
@@ -44,7 +44,7 @@ def test_two_arms_move_and_their_grippers_open_with_one(two_arms: SimpleNamespac
     state = ArmState(np.zeros(16), config.robot.layout.names, 0)
     seen = Observation({'head': CameraImage(rgb, 'head', 0)}, state, 'pick up the red block', 0)
     got = tested.predict(seen).chunk.positions
-    assert got.shape == (16, 16) and tested.spec.execution_horizon == 8
+    assert got.shape == (16, 16) and tested.spec.execution_horizon == 5
     assert set(got[:, two_arms.is_gripper].ravel()) <= {0.0, 1.0}
     arms = got[:, ~np.array(two_arms.is_gripper)]
     assert np.abs(arms - 0.1).max() < 1.1 + 1e-9 and arms.std() > 0.1
