@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from safe_pruner_ros.ros.conversions import ns_to_stamp
 from safe_pruner_ros.runtime.codes import Code, Reason
+from safe_pruner_ros.runtime.command_guard import ARMS_LIMITED
 from safe_pruner_ros.runtime.control_loop import LoopStatus
 from safe_pruner_ros.runtime.observation_buffer import SourceStatistics
 
@@ -290,19 +291,19 @@ def _guard(facts: NodeFacts) -> Check:
     sent = counts['pass'] + counts['clamp']
     if not sent:
         return Check('guard', OK, 'no command was checked yet', values)
-    share = counts['clamp'] / sent
+    share = facts.verdicts.get(ARMS_LIMITED, 0) / sent
     codes = {
         c.value: facts.verdicts.get(c.value, 0) for c in CLAMPING if c.value in facts.verdicts
     }
     if share > MAX_CLAMPED_SHARE:
         found = ', '.join(f'{code} {n}' for code, n in sorted(codes.items(), key=lambda c: -c[1]))
         text = (
-            f'{share:.0%} of the commands were limited ({found}): the policy asks for more than '
-            'the robot file allows. Check units, joint order and policy.period_s before raising a '
-            'limit'
+            f'{share:.0%} of the commands were limited for an arm (all joints: {found}): the '
+            'policy asks for more than the robot file allows. Check units, joint order and '
+            'policy.period_s before raising a limit'
         )
         return Check('guard', WARN, text, values)
-    return Check('guard', OK, f'{share:.1%} of {sent} commands were limited', values)
+    return Check('guard', OK, f'{share:.1%} of {sent} commands were limited for an arm', values)
 
 
 def _commands(facts: NodeFacts) -> Check:

@@ -24,6 +24,9 @@ from safe_pruner_ros.runtime.stamps import CLOCK_JUMP_NS, NS_PER_S, seconds
 from safe_pruner_ros.types import ArmState, FloatArray, JointCommand
 
 SOFT_START_FLOOR = 0.1  # share of the step limit at the first command of a soft start
+# Ticks that limited an arm joint by more than clamp_tolerance. Grippers are meant to be limited:
+# they are told to close at once, and close as fast as they may.
+ARMS_LIMITED = 'arms limited'
 BoolArray = npt.NDArray[np.bool_]
 FAULT_CODES = frozenset({Code.POLICY_FAILING, Code.TRACKING_FAILING, Code.CLAMPED_TOO_LONG})
 
@@ -88,7 +91,7 @@ class CommandGuard:
             self._oscillation.clear()
 
     def take_counts(self) -> dict[str, int]:
-        """Ticks by action and by reason code since the last call."""
+        """Ticks by action, by reason code and ARMS_LIMITED since the last call."""
         with self._lock:
             counts, self._counts = dict(self._counts), Counter()
         return counts
@@ -170,6 +173,8 @@ class CommandGuard:
             (np.abs(delta) - allowed > self._config.clamp_tolerance) & (ramp >= 1.0)
         )
         self._clamps_in_row = self._clamps_in_row + 1 if counted.any() else 0
+        if (counted & ~self._gripper).any():
+            self._counts[ARMS_LIMITED] += 1
         if self._clamps_in_row >= self._config.max_clamps_in_row:
             self._fault = Reason(
                 Code.CLAMPED_TOO_LONG,

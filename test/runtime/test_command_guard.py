@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safe_pruner_ros.runtime.codes import Code, Reason
-from safe_pruner_ros.runtime.command_guard import CommandGuard
+from safe_pruner_ros.runtime.command_guard import ARMS_LIMITED, CommandGuard
 from safe_pruner_ros.runtime.config import GuardConfig
 from safe_pruner_ros.types import ArmState, JointCommand
 
@@ -396,3 +396,16 @@ def test_no_sequence_of_events_yields_a_forbidden_command(kit, events, soft):
         if verdict.action == 'pass':
             assert np.allclose(sent, given_targets, atol=1e-9)
         last = sent
+
+
+@pytest.mark.parametrize('joint', ['gripper', 'arm'])
+def test_only_arms_count_as_limited(bench, joint):
+    bench.settle(HOME)
+    bench.guard.take_counts()
+    target = arms(0.3)
+    if joint == 'gripper':  # told to close at once
+        target = HOME + np.array([0, 0, 0.9, 0, 0, 0])
+    bench.tick(target)
+    counts = bench.guard.take_counts()
+    assert counts['clamp'] == counts['STEP_LIMIT'] == 1
+    assert counts.get(ARMS_LIMITED, 0) == (joint == 'arm')
