@@ -272,6 +272,13 @@ class Bench:
     wait_for: Callable[..., None]
     yaml: str = ROBOT_YAML.format(dry_run='false')
 
+    def is_silent(self, seconds: float = 0.5) -> bool:
+        """No command on any topic for so long. What was on its way may arrive before."""
+        time.sleep(0.1)
+        before = len(self.robot.commands())
+        time.sleep(seconds)
+        return len(self.robot.commands()) == before
+
     def run(self, **parameters: Any) -> Robot:
         """Bring the node to RUN."""
         self.start(**parameters)
