@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.control_bench import TICK_MS
 from hypothesis import settings
 
 from safe_pruner_ros.policies.policy import PolicyOutput, PolicySpec, PruningTrace, ViewSpec
@@ -22,6 +23,7 @@ from safe_pruner_ros.runtime.config import (
     SinkConfig,
     StateSourceConfig,
 )
+from safe_pruner_ros.runtime.control_loop import ControlLoop
 from safe_pruner_ros.types import ActionChunk, CameraImage
 
 settings.register_profile('runtime', deadline=None, max_examples=60)
@@ -173,3 +175,35 @@ def kit() -> SimpleNamespace:
         picture=picture, image=image, Clock=Clock, Policy=ScriptedPolicy, Feeder=Feeder,
         Event=threading.Event,
     )  # fmt: skip
+
+
+@pytest.fixture
+def make_bench(kit):
+    def make_bench(policy=None, config=None):
+        bench = SimpleNamespace(clock=kit.Clock(), policy=policy or kit.Policy(), drop=set())
+        config = config or kit.config()
+        bench.loop = ControlLoop(config, bench.policy, bench.clock, steady=bench.clock.steady)
+        bench.feed, bench.commands, bench.verdicts = kit.Feeder(bench.loop), [], []
+        bench.loop.set_instruction('lift the cup')
+
+        def run(ms):
+            for _ in range(ms // TICK_MS):
+                bench.clock.advance(TICK_MS * kit.MS)
+                now = bench.clock.ns
+                if 'joints' not in bench.drop:
+                    bench.feed.joints(now)
+                bench.feed.images(now, tuple({'head', 'wrist'} - bench.drop))
+                bench.loop.worker.run_once()
+                verdict = bench.loop.tick(now)
+                bench.verdicts.append(verdict)
+                if verdict.command is not None:
+                    bench.commands.append(verdict.command.positions)
+                    bench.feed.positions = dict(
+                        zip(kit.JOINTS, verdict.command.positions, strict=True)
+                    )
+            return verdict
+
+        bench.run = run
+        return bench
+
+    return make_bench

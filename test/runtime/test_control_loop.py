@@ -3,68 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.control_bench import GOAL, TICK_MS, reach
 
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import ConfigError
 from safe_pruner_ros.runtime.control_loop import ControlLoop
 
-TICK_MS = 20
 
-
-@pytest.fixture
-def make(kit):
-    def make(policy=None, config=None):
-        bench = SimpleNamespace(clock=kit.Clock(), policy=policy or kit.Policy(), drop=set())
-        config = config or kit.config()
-        bench.loop = ControlLoop(config, bench.policy, bench.clock, steady=bench.clock.steady)
-        bench.feed, bench.commands, bench.verdicts = kit.Feeder(bench.loop), [], []
-        bench.loop.set_instruction('lift the cup')
-
-        def run(ms):
-            for _ in range(ms // TICK_MS):
-                bench.clock.advance(TICK_MS * kit.MS)
-                now = bench.clock.ns
-                if 'joints' not in bench.drop:
-                    bench.feed.joints(now)
-                bench.feed.images(now, tuple({'head', 'wrist'} - bench.drop))
-                bench.loop.worker.run_once()
-                verdict = bench.loop.tick(now)
-                bench.verdicts.append(verdict)
-                if verdict.command is not None:
-                    bench.commands.append(verdict.command.positions)
-                    bench.feed.positions = dict(
-                        zip(kit.JOINTS, verdict.command.positions, strict=True)
-                    )
-            return verdict
-
-        bench.run = run
-        return bench
-
-    return make
-
-
-def reach(goal, step=0.02):
-    """A policy that moves towards ``goal`` from where it sees the arms."""
-
-    def script(obs):
-        here, rows = obs.state.positions, []
-        for _ in range(4):
-            here = here + np.clip(goal - here, -step, step)
-            rows.append(here)
-        return np.stack(rows)
-
-    return script
-
-
-GOAL = np.array([0.4, -0.5, 0.9, 0.3, -0.7, 0.0])
-
-
-def test_reaches_the_goal_smoothly(kit, make):
-    bench = make(kit.Policy(reach(GOAL)))
+def test_reaches_the_goal_smoothly(kit, make_bench):
+    bench = make_bench(kit.Policy(reach(GOAL)))
     verdict = bench.run(8000)
     assert verdict.command.positions == pytest.approx(GOAL, abs=1e-3)
     steps = np.abs(np.diff(bench.commands, axis=0))
@@ -78,8 +28,8 @@ def test_reaches_the_goal_smoothly(kit, make):
     assert [source.name for source in status.sources] == ['head', 'wrist', 'left', 'right']
 
 
-def test_nothing_is_sent_before_everything_is_there(kit, make):
-    bench = make()
+def test_nothing_is_sent_before_everything_is_there(kit, make_bench):
+    bench = make_bench()
     bench.drop = {'joints'}
     assert {reason.code for reason in bench.loop.missing(bench.clock.ns)} == {
         Code.IMAGE_MISSING,
@@ -93,8 +43,8 @@ def test_nothing_is_sent_before_everything_is_there(kit, make):
 
 
 @pytest.mark.parametrize(('lost', 'code', 'limit_ms'), [('wrist', Code.IMAGE_STALE, 300), ('joints', Code.STATE_STALE, 100)])  # fmt: skip # noqa: E501
-def test_lost_source_holds_in_time_and_resumes(kit, make, lost, code, limit_ms):
-    bench = make(kit.Policy(reach(GOAL)))
+def test_lost_source_holds_in_time_and_resumes(kit, make_bench, lost, code, limit_ms):
+    bench = make_bench(kit.Policy(reach(GOAL)))
     bench.run(1500)
     bench.drop = {lost}
     assert bench.run(limit_ms - TICK_MS).action != 'hold'
@@ -112,8 +62,8 @@ def test_lost_source_holds_in_time_and_resumes(kit, make, lost, code, limit_ms):
     assert np.abs(np.diff(bench.commands, axis=0)).max() < 0.051
 
 
-def test_slow_policy_holds_at_the_end_of_the_chunk(kit, make):
-    bench = make(kit.Policy(reach(GOAL)))
+def test_slow_policy_holds_at_the_end_of_the_chunk(kit, make_bench):
+    bench = make_bench(kit.Policy(reach(GOAL)))
     bench.run(1000)
     bench.loop.worker.run_once = lambda: None  # a policy step that never comes back
     bench.run(700)
@@ -124,9 +74,9 @@ def test_slow_policy_holds_at_the_end_of_the_chunk(kit, make):
     assert Code.INFERENCE_SLOW in bench.verdicts[-1].codes
 
 
-def test_instruction_change_flushes_and_goes_on_without_a_jump(kit, make):
+def test_instruction_change_flushes_and_goes_on_without_a_jump(kit, make_bench):
     goals = {'lift the cup': GOAL, 'put it down': -GOAL}
-    bench = make(kit.Policy(lambda obs: reach(goals[obs.instruction])(obs)))
+    bench = make_bench(kit.Policy(lambda obs: reach(goals[obs.instruction])(obs)))
     bench.run(2000)
     assert bench.loop.set_instruction('put it down') is None
     assert bench.loop.actions.command(bench.clock.ns) is None
@@ -137,8 +87,8 @@ def test_instruction_change_flushes_and_goes_on_without_a_jump(kit, make):
     assert np.abs(np.diff(bench.commands, axis=0)).max() < 0.02
 
 
-def test_empty_instruction_holds(kit, make):
-    bench = make(kit.Policy(reach(GOAL)))
+def test_empty_instruction_holds(kit, make_bench):
+    bench = make_bench(kit.Policy(reach(GOAL)))
     bench.run(1000)
     assert bench.loop.set_instruction('').code is Code.INSTRUCTION_EMPTY
     held = bench.run(40)
@@ -146,7 +96,7 @@ def test_empty_instruction_holds(kit, make):
     assert bench.loop.missing(bench.clock.ns) == ()  # data is there, only the instruction is not
 
 
-def test_failing_policy_ends_in_a_fault_that_only_reset_clears(kit, make):
+def test_failing_policy_ends_in_a_fault_that_only_reset_clears(kit, make_bench):
     broken = []
 
     def script(obs):
@@ -154,7 +104,7 @@ def test_failing_policy_ends_in_a_fault_that_only_reset_clears(kit, make):
             raise RuntimeError('boom')
         return reach(GOAL)(obs)
 
-    bench = make(kit.Policy(script))
+    bench = make_bench(kit.Policy(script))
     bench.run(1000)
     broken.append(True)
     bench.run(1000)
@@ -169,7 +119,7 @@ def test_failing_policy_ends_in_a_fault_that_only_reset_clears(kit, make):
     assert bench.verdicts[-1].action != 'hold' and bench.policy.resets == 1
 
 
-def test_nan_from_the_policy_never_reaches_the_arms(kit, make):
+def test_nan_from_the_policy_never_reaches_the_arms(kit, make_bench):
     poison = []
 
     def script(obs):
@@ -178,7 +128,7 @@ def test_nan_from_the_policy_never_reaches_the_arms(kit, make):
             rows[1, 2] = np.nan
         return rows
 
-    bench = make(kit.Policy(script))
+    bench = make_bench(kit.Policy(script))
     bench.run(1000)
     poison.append(True)
     bench.run(300)
@@ -188,8 +138,8 @@ def test_nan_from_the_policy_never_reaches_the_arms(kit, make):
     assert np.isfinite(bench.commands).all()
 
 
-def test_clock_back_stopped_and_missing(kit, make):
-    bench = make(kit.Policy(reach(GOAL)))
+def test_clock_back_stopped_and_missing(kit, make_bench):
+    bench = make_bench(kit.Policy(reach(GOAL)))
     assert bench.loop.tick(0).codes == (Code.CLOCK_MISSING,)
     bench.run(1000)
     generation = bench.loop.buffer.generation
@@ -205,8 +155,8 @@ def test_clock_back_stopped_and_missing(kit, make):
     assert verdict.codes == (Code.CLOCK_STOPPED,) and verdict.action == 'hold'
 
 
-def test_pause_resume_keyframe(kit, make):
-    bench = make(kit.Policy(reach(GOAL)))
+def test_pause_resume_keyframe(kit, make_bench):
+    bench = make_bench(kit.Policy(reach(GOAL)))
     bench.run(1000)
     bench.loop.pause()
     held = bench.run(500)
@@ -217,8 +167,8 @@ def test_pause_resume_keyframe(kit, make):
     assert bench.verdicts[-1].action != 'hold' and bench.policy.keyframes == 1
 
 
-def test_dirty_camera_is_named(kit, make):
-    bench = make()
+def test_dirty_camera_is_named(kit, make_bench):
+    bench = make_bench()
     bench.run(400)
     bench.drop = {'head'}
     bench.loop.buffer.refuse('head', Reason(Code.IMAGE_INVALID, 'truncated JPEG'))
@@ -259,8 +209,8 @@ def test_chunks_executed_for_longer_than_they_may_be_sent_are_refused(
     )
 
 
-def test_actions_that_are_too_old_are_told_as_such(kit, make):
-    bench = make(kit.Policy(lambda obs: np.tile(GOAL, (40, 1)), chunk=40))
+def test_actions_that_are_too_old_are_told_as_such(kit, make_bench):
+    bench = make_bench(kit.Policy(lambda obs: np.tile(GOAL, (40, 1)), chunk=40))
     bench.run(1000)
     bench.loop.worker.run_once = lambda: None
     held = bench.run(1700)
@@ -290,10 +240,10 @@ def test_with_its_own_thread(kit):
     assert loop.tick(time.time_ns()).command is None
 
 
-def test_actions_from_before_a_hold_are_not_resumed(kit, make):
+def test_actions_from_before_a_hold_are_not_resumed(kit, make_bench):
     """A chunk that would last for seconds must not go on where a short gap interrupted it."""
     policy = kit.Policy(lambda obs: np.tile(GOAL, (40, 1)), chunk=40)
-    bench = make(policy)
+    bench = make_bench(policy)
     bench.run(1000)
     bench.drop = {'joints'}
     assert Code.STATE_STALE in bench.run(200).codes
@@ -302,153 +252,14 @@ def test_actions_from_before_a_hold_are_not_resumed(kit, make):
     assert resumed.codes == (Code.NO_ACTION,)
 
 
-def test_a_policy_may_list_the_joints_in_another_order(kit, make):
+def test_a_policy_may_list_the_joints_in_another_order(kit, make_bench):
     """It sees each position under its own name, and what it answers reaches the same joint."""
     policy = kit.Policy()
     policy.spec = replace(policy.spec, joint_names=kit.JOINTS[::-1])
-    bench = make(policy)
+    bench = make_bench(policy)
     pose = {name: 0.05 * place for place, name in enumerate(kit.JOINTS, 1)}
     bench.feed.positions = dict(pose)
     bench.run(1000)
     state = policy.observations[0].state
     assert dict(zip(state.joint_names, state.positions, strict=True)) == pytest.approx(pose)
     np.testing.assert_allclose(bench.commands[-1], list(pose.values()), atol=1e-9)
-
-
-FAR = {'left_1': -0.95, 'left_2': 0.4, 'right_1': -0.9}  # from zero: more than a believable step
-
-
-@pytest.mark.parametrize('event', ['start', 'gap', 'reset'])
-@pytest.mark.parametrize('bad', [1, 4])
-def test_a_first_bad_joint_message_moves_nothing(kit, make, event, bad):
-    """A driver that begins anew begins with zeros; the policy stays where it was told to be."""
-    bench = make()
-    true = {name: 0.1 for name in kit.JOINTS} | FAR
-
-    def tick(positions):
-        bench.clock.advance(TICK_MS * kit.MS)
-        now = bench.clock.ns
-        for side, names in (('left', kit.LEFT), ('right', kit.RIGHT)):
-            values = [positions[n] * (100 if n.endswith('grip') else 1) for n in names]
-            bench.loop.store_joints(side, names, values, now, now)
-        bench.feed.images(now)
-        bench.loop.worker.run_once()
-        verdict = bench.loop.tick(now)
-        if verdict.command is not None:
-            sent = dict(zip(kit.JOINTS, verdict.command.positions, strict=True))
-            assert sent == pytest.approx(true, abs=1e-9)
-        return verdict
-
-    if event != 'start':
-        for _ in range(50):
-            tick(true)
-    if event == 'gap':
-        bench.clock.advance(200 * kit.MS)
-    if event == 'reset':
-        bench.loop.reset()
-    for _ in range(bad):
-        tick(dict.fromkeys(kit.JOINTS, 0.0))
-    verdicts = [tick(true) for _ in range(50)]
-    assert verdicts[-1].action == 'pass' and bench.loop.status(bench.clock.ns).state == 'RUN'
-
-
-def test_two_publishers_of_joints_hold_the_arms(kit, make):
-    """A forgotten joint_state_publisher sends zeros beside the driver, which came first."""
-    bench = make(kit.Policy(reach(GOAL)))
-    bench.run(1000)
-    assert bench.verdicts[-1].action != 'hold'
-    for _ in range(50):
-        bench.clock.advance(5 * kit.MS)
-        for side, names in (('left', kit.LEFT), ('right', kit.RIGHT)):
-            away = [0.9, -0.9, 0.0]
-            bench.loop.store_joints(side, names, away, bench.clock.ns, bench.clock.ns)
-        verdict = bench.run(TICK_MS)
-    assert verdict.codes == (Code.STATE_CONFLICT, Code.STATE_CONFLICT)
-    assert bench.loop.status(bench.clock.ns).state == 'HOLD'
-    assert np.ptp(bench.commands[-40:], axis=0).max() == 0.0
-
-
-def test_a_blocked_arm_is_not_pushed_again_and_again(kit, make):
-    """Void, held where /diagnostics can see it, then a FAULT that only a reset ends."""
-    bench = make(
-        kit.Policy(lambda obs: np.tile(np.where(np.arange(6), 0.1, -0.7), (8, 1)), chunk=8)
-    )
-    wall, free = -0.05, bench.feed.joints
-
-    def blocked(now_ns):
-        bench.feed.positions['left_1'] = max(bench.feed.positions['left_1'], wall)
-        free(now_ns)
-
-    bench.feed.joints = blocked
-    seen = []
-    for _ in range(40):  # 20 s, looked at twice a second
-        bench.run(500)
-        seen.append((bench.loop.status(bench.clock.ns).state, bench.verdicts[-1].codes))
-    assert seen.count(('HOLD', (Code.TRACKING_LOST,))) >= 4
-    assert seen[-1] == ('FAULT', (Code.TRACKING_FAILING,))
-    lost = [Code.TRACKING_LOST in v.codes or v.is_fault for v in bench.verdicts]
-    starts = [n for n in range(1, len(lost)) if lost[n] and not lost[n - 1]]
-    assert len(starts) == 3 and all(v.command is None for v in bench.verdicts[starts[-1] :])
-    bench.loop.reset()
-    wall = -1.0
-    bench.run(1000)
-    assert bench.loop.status(bench.clock.ns).state == 'RUN'
-
-
-def test_what_was_planned_before_a_loss_is_void(kit, make):
-    bench = make(kit.Policy(lambda obs: np.tile(GOAL, (40, 1)), chunk=40))
-    bench.run(1000)
-    bench.loop.worker.run_once = lambda: None
-    generation = bench.loop.buffer.generation
-    for _ in range(30):  # somebody moves the arm, ever further from where it is sent
-        bench.feed.positions['left_2'] += 0.1
-        bench.clock.advance(TICK_MS * kit.MS)
-        bench.feed.all(bench.clock.ns)
-        verdict = bench.loop.tick(bench.clock.ns)
-        if Code.TRACKING_LOST in verdict.codes:
-            break
-    assert Code.TRACKING_LOST in verdict.codes and verdict.command is None
-    assert bench.loop.actions.command(bench.clock.ns) is None
-    bench.loop.tick(bench.clock.ns)
-    assert bench.loop.buffer.generation == generation + 1  # once
-
-
-def test_a_clock_that_went_back_begins_a_new_episode_for_the_policy(kit, make):
-    bench = make(kit.Policy(reach(GOAL)))
-    bench.run(1000)
-    steps = len(bench.policy.observations)
-    bench.clock.ns = kit.T0 + 10 * kit.MS
-    assert bench.loop.tick(bench.clock.ns).codes == (Code.CLOCK_JUMPED,)
-    bench.run(1000)
-    assert len(bench.policy.observations) > steps and bench.policy.resets == 1
-    assert bench.policy.observations[-1].instruction == 'lift the cup'
-    assert bench.verdicts[-1].action != 'hold'
-
-
-def test_a_clock_that_went_back_keeps_a_fault(kit, make):
-    def script(obs):
-        raise RuntimeError('boom')
-
-    bench = make(kit.Policy(script))
-    bench.run(1500)
-    assert bench.verdicts[-1].is_fault
-    bench.clock.ns = kit.T0 + 10 * kit.MS
-    bench.loop.tick(bench.clock.ns)
-    assert bench.run(1000).is_fault and bench.loop.worker.fault is not None
-    bench.loop.reset()
-    assert bench.loop.worker.fault is None
-
-
-def test_a_second_start_begins_a_new_episode_and_keeps_the_instruction(kit, make):
-    bench = make(kit.Policy(reach(GOAL)))
-    for episode in (1, 2):
-        steps = len(bench.policy.observations)
-        bench.loop.start()
-        assert bench.loop.worker.stop(5.0)
-        bench.loop.worker._stopping = False  # its thread is gone; the bench asks in this one
-        bench.run(1000)
-        assert len(bench.policy.observations) > steps
-        assert bench.policy.resets == episode
-        assert bench.policy.observations[-1].instruction == 'lift the cup'
-        bench.loop.stop()
-        bench.clock.advance(3_600_000 * kit.MS)
