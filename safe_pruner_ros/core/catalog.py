@@ -18,6 +18,8 @@ from safe_pruner_ros.core.diverse_forecast import DiverseForecast, DiverseForeca
 from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.core.safe_pruner import SafePruner, SafePrunerConfig
 from safe_pruner_ros.core.score_pruner import ScorePrunerConfig
+from safe_pruner_ros.core.setting_kinds import canonical_settings
+from safe_pruner_ros.core.settings import causal_defaults
 
 
 @dataclass(frozen=True)
@@ -67,29 +69,46 @@ def accepted_settings(method: str) -> tuple[str, ...]:
     return tuple(field.name for field in fields(_entry(method).config))
 
 
-def resolved_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings that ``method`` runs with: ``settings``, and its defaults for the rest.
+def resolved_settings(
+    method: str, settings: Mapping[str, Any], *, causal: bool = False
+) -> dict[str, Any]:
+    """All settings that ``method`` runs with: ``settings``, and its defaults for the rest, which
+    may be others on a ``causal`` decoder (`settings.LAST_IF_CAUSAL`).
 
-    Raises ValueError for an unknown method or setting, or a value out of range; TypeError for one
-    of the wrong kind.
+    Raises ValueError for an unknown method or setting, a value out of range or of the wrong kind.
     """
-    return asdict(_config(method, settings))
+    return asdict(_config(method, settings, causal))
 
 
-def _config(method: str, settings: Mapping[str, Any]) -> Any:
+def checked_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` in the types of the method's config class, one form for equal values.
+
+    Raises ValueError for an unknown method or setting, or a value of the wrong kind.
+    """
     accepted = accepted_settings(method)
     unknown = sorted(set(settings) - set(accepted))
     if unknown:
         raise ValueError(f'method {method!r} has no setting {unknown}; it takes {list(accepted)}')
-    return _entry(method).config(**settings)
+    try:
+        return canonical_settings(_entry(method).config, settings)
+    except ValueError as error:
+        raise ValueError(f'method {method!r}: {error}') from None
 
 
-def build_pruner(method: str, n_layers: int, **settings: Any) -> Pruner:
-    """A fresh pruner for a decoder of ``n_layers`` layers.
+def _config(method: str, settings: Mapping[str, Any], causal: bool) -> Any:
+    checked = checked_settings(method, settings)
+    config = _entry(method).config
+    return config(**{**(causal_defaults(config) if causal else {}), **checked})
+
+
+def build_pruner(method: str, n_layers: int, *, causal: bool = False, **settings: Any) -> Pruner:
+    """A fresh pruner for a decoder of ``n_layers`` layers; ``causal``: a token sees itself and
+    earlier ones only.
 
     ``settings`` are the fields of the method's config class; what is left out takes its default.
-    Raises ValueError for an unknown method, an unknown setting or a value out of range.
+    Raises ValueError for an unknown method, an unknown setting, a value out of range or of the
+    wrong kind.
     """
-    pruner = _entry(method).pruner(_config(method, settings), n_layers)
+    pruner = _entry(method).pruner(_config(method, settings, causal), n_layers)
     pruner.method = method
     return pruner

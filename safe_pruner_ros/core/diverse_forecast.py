@@ -3,12 +3,15 @@
 Not from a paper: ideas of three on SAFE-Pruner's seams (read `safe_pruner.py` first; equation
 numbers are that paper's, arXiv 2605.29662). Measurements and reasons: docs/experiments.md.
 
-    early    s^K is averaged over all rows before the action rows ('prefill'), as FastV's paper
-             has it (arXiv 2403.06764, Sec. 4). In a small network the early action rows do not
-             look at the target yet, and their shift (Eq. 6) does not tell where a subtask begins
+    early    s^K is averaged over all rows of the prompt ('prefill'), as FastV's paper has it
+             (arXiv 2403.06764, Sec. 4). In a small network the early action rows do not look at
+             the target yet, and their shift (Eq. 6) does not tell where a subtask begins. On a
+             causal decoder it is the last row alone (`settings.LAST_IF_CAUSAL`)
     renewed  a pruned step measures the deep layers S, too, on the tokens that it kept, and is
              what the next step is matched to: what was kept has its measured saliency, what was
-             dropped keeps its forecast. VLA-Pruner (`baselines/vla_pruner.py`) reads 0 there
+             dropped keeps its forecast. VLA-Pruner (`baselines/vla_pruner.py`) reads 0 there.
+             A layer of S below the cut (layer 0, by default) is measured on all V tokens in every
+             step; there, too, only the kept ones are renewed, the others keep their forecast
     certain  the highest ``certain`` * K of the fused saliency s_t (Eq. 5) stay
     diverse  the other places go, one by one, to the token that resembles what is kept least:
              greedy max-min diversity over the visual features, as DivPrune (arXiv 2503.02175)
@@ -30,7 +33,7 @@ second matching in every pruned step; V^2 D for the distances and K dependent st
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -43,7 +46,7 @@ from safe_pruner_ros.core.safe_pruner import SafePruner
 from safe_pruner_ros.core.safe_pruner_config import Requests, SafePrunerConfig, requests_of
 from safe_pruner_ros.core.saliency import Norm, transfer
 from safe_pruner_ros.core.selection import QuotaScope, RetainedTokens, is_usable, quota_groups
-from safe_pruner_ros.core.settings import check_choice, check_range
+from safe_pruner_ros.core.settings import LAST_IF_CAUSAL, check_choice, check_range
 from safe_pruner_ros.core.tokens import QueryGroup
 
 
@@ -56,7 +59,8 @@ class DiverseForecastConfig(SafePrunerConfig):
     ----------
     certain : share of the retained tokens that saliency alone decides, in [0, 1]; rounded up, in
         each view if ``quota_scope`` is 'per_view'.
-    early_queries : the rows that Eq. 1 asks in the last full layer, for Eq. 5 and 6.
+    early_queries : the rows that Eq. 1 asks in the last full layer, for Eq. 5 and 6; 'last' on
+        causal decoders.
     full_first_step : the first step of an episode is a key timestep. Off: it costs
         much of the mean in short episodes, and bought no success.
     """
@@ -67,7 +71,7 @@ class DiverseForecastConfig(SafePrunerConfig):
     quota_scope: QuotaScope = 'joint'
     max_keyframe_age: int | None = 32
     certain: float = 0.25
-    early_queries: QueryGroup = 'prefill'
+    early_queries: QueryGroup = field(default='prefill', metadata=LAST_IF_CAUSAL)
     full_first_step: bool = False
 
     def __post_init__(self) -> None:

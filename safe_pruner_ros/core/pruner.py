@@ -163,7 +163,7 @@ class Pruner(Protocol):
         """Learn from a step that ended well."""
 
     def force_keyframe(self) -> None:
-        """Make the next step a key timestep (methods without keyframes ignore it)."""
+        """Make the next step a key timestep (methods that remember no steps ignore it)."""
 
     def reset(self) -> None:
         """Start of an episode: forget everything about earlier steps."""

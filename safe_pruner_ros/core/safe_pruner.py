@@ -124,7 +124,8 @@ class SafePruner:
         similarity = attention_similarity(context.shallow[requests.shift], forecasts[0])  # Eq. 6
 
         # The one moment this step waits for the device: the checks and the cosine.
-        *passed, similarity_value = torch.cat([self._checks(context), similarity[None]]).tolist()
+        decisive = torch.stack([torch.isfinite(fused).all().to(similarity), similarity])
+        *passed, similarity_value = torch.cat([self._checks(context), decisive]).tolist()
         doubt = _doubt(*passed)
         subtask = decide_subtask(similarity_value, config.similarity_threshold)  # Eq. 7
 
@@ -198,10 +199,14 @@ class SafePruner:
         self._keyframe_forced = False
 
 
-def _doubt(early_usable: float, shift_usable: float, features_finite: float) -> str:
+def _doubt(
+    early_usable: float, shift_usable: float, features_finite: float, fused_finite: float = 1.0
+) -> str:
     """Why nothing may be pruned in this step; '' when there is no doubt."""
     if not early_usable or not shift_usable:
         return 'early saliency is all zero or not finite: every token kept'
     if not features_finite:
         return 'visual features are not finite: every token kept'
+    if not fused_finite:
+        return 'fused saliency is not finite: every token kept'
     return ''

@@ -14,6 +14,7 @@ from safe_pruner_ros.core.settings import (
     check_choice,
     check_range,
     check_retention_ratio,
+    check_unused,
     resolve_layers,
 )
 
@@ -39,10 +40,14 @@ class SafePrunerConfig:
     quota_scope : rank tokens over all views ('joint', published) or within each.
     max_keyframe_age : a keyframe older than this many policy steps is renewed; 0 or None = never.
     keyframe_interval : ablation "w/o division": every so many policy steps is a key timestep and
-        Eq. 7 is off; 0 or None = Eq. 7 decides.
+        Eq. 7 is off, ``similarity_threshold`` unused; 0 or None = Eq. 7 decides.
     forecast : False is the ablation "w/o forecast": the early saliency alone decides, so nothing
-        is remembered and no step is a key timestep. That is FastV with action rows; in the paper
-        its cost equals FastV's to the digit.
+        is remembered, no step is a key timestep, and the settings of weights, forecast and
+        keyframes are unused. That is FastV with action rows; in the paper its cost equals FastV's
+        to the digit.
+
+    A configured method is switched to an ablation as it is; any other setting that can have no
+    effect is refused.
     """
 
     retention_ratio: float = 0.3
@@ -66,6 +71,12 @@ class SafePrunerConfig:
         for name in ('deep_weight', 'max_keyframe_age', 'keyframe_interval'):
             check_range(name, getattr(self, name) or 0, 0, math.inf, 'use 0 to switch it off')
         check_choice('variant', self.variant, ('paper', 'code'))
+        if self.variant == 'code':
+            why = "in variant 'code', which weighs by deep_weight"
+            check_unused('alpha', self.alpha, SafePrunerConfig.alpha, why)
+        else:
+            why = "in variant 'paper', which weighs by alpha"
+            check_unused('deep_weight', self.deep_weight, SafePrunerConfig.deep_weight, why)
         check_choice('norm', self.norm, ('none', 'l1', 'minmax', 'zscore'))
         check_choice('match_scope', self.match_scope, ('joint', 'per_view'))
         check_choice('quota_scope', self.quota_scope, ('joint', 'per_view'))
@@ -96,16 +107,16 @@ class Requests:
 def requests_of(config: SafePrunerConfig, n_layers: int) -> Requests:
     """Layers and query rows of the two variants. Raises ValueError for a layer that is not."""
     early = SaliencyRequest(config.pruning_layer - 1, 'action')
+    published = (0, -2, -1) if config.variant == 'paper' else (0, -1)
+    layers = resolve_layers(config.deep_layers, n_layers, published)
     if not config.forecast:
         return Requests(early, early, ())
     if config.variant == 'paper':
         # The early saliency also tells the shift, and S = {first, final two}.
-        layers = resolve_layers(config.deep_layers, n_layers, (0, -2, -1))
         return Requests(early, early, tuple(SaliencyRequest(k, 'action') for k in layers))
     # The authors look for the shift at layer 0 with the last token as query: in OpenVLA-OFT the
     # action rows enter layer 0 as zeros, attend uniformly and tell no subtask from another.
     # Their layer-0 entry of S is that same row.
     shift = SaliencyRequest(0, 'last')
-    layers = resolve_layers(config.deep_layers, n_layers, (0, -1))
     deep = tuple(shift if k == 0 else SaliencyRequest(k, 'action') for k in layers)
     return Requests(early, shift, deep)

@@ -73,7 +73,7 @@ class ScorePruner:
         """Nothing to learn: each step stands for itself."""
 
     def force_keyframe(self) -> None:
-        """No keyframes here."""
+        """Nothing that a step in full could renew."""
 
     def reset(self) -> None:
         """Nothing to forget."""

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
+
+# Metadata of a setting that says whose attention ranks, 'prefill' by default. On a causal decoder
+# an image token is seen by later rows only: a mean over all rows keeps the top of the picture,
+# whatever it shows. There the default is the last row.
+LAST_IF_CAUSAL = {'causal': 'last'}
+
+
+def causal_defaults(config: type[Any]) -> dict[str, Any]:
+    """Defaults of a config class on a causal decoder, where they are others."""
+    return {
+        item.name: item.metadata['causal'] for item in fields(config) if 'causal' in item.metadata
+    }
 
 
 def check_retention_ratio(ratio: float) -> None:
@@ -19,10 +33,17 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
 
 
 def check_range(name: str, value: float, low: float, high: float, hint: str) -> None:
-    """``low <= value <= high``, where ``high`` may be infinite; NaN fails."""
-    if not low <= value <= high:
+    """``low <= value <= high`` and finite, also where ``high`` is not; NaN fails."""
+    if not low <= value <= high or math.isinf(value):
         bounds = f'in [{low}, {high}]' if math.isfinite(high) else f'at least {low}'
+        bounds += ' and finite' if value == math.inf else ''
         raise ValueError(f'{name} must be {bounds}, got {value}; {hint}')
+
+
+def check_unused(name: str, value: object, default: object, why: str) -> None:
+    """A setting that can have no effect must stay at its default: who sets it expects one."""
+    if value != default:
+        raise ValueError(f'{name} has no effect {why}, got {value}; leave it at {default}')
 
 
 def check_pruning_layer(pruning_layer: int, n_layers: int, first: int) -> None:

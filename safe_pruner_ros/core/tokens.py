@@ -52,7 +52,9 @@ class TokenLayout:
     """Places of the token groups in one decoder input of ``length`` tokens.
 
     ``action`` are the rows that queries of Eq. 2 come from (SAFE-Pruner: action tokens); ``last``
-    is the final token of the sequence. Visual tokens are contiguous, views in order.
+    is the final token of the sequence. Visual tokens are contiguous, views in order. ``prefill``:
+    the prompt, None for all rows before ``action``; a policy that acts from its prompt's last row
+    says that this one belongs to it.
     """
 
     views: tuple[ViewGrid, ...]
@@ -60,6 +62,7 @@ class TokenLayout:
     text: Span
     action: Span
     length: int
+    prefill: Span | None = None
 
     def __post_init__(self) -> None:
         names = [view.name for view in self.views]
@@ -71,6 +74,14 @@ class TokenLayout:
                 raise ValueError(f'{name} span {span} lies outside a sequence of {self.length}')
             if name != 'visual' and self._overlaps_visual(span):
                 raise ValueError(f'{name} span {span} overlaps the visual span {self.visual}')
+        if self.prefill is not None and not (
+            0 <= self.prefill.start <= self.visual.start
+            and self.visual.stop <= self.prefill.stop <= self.length
+        ):
+            raise ValueError(
+                f'prefill span {self.prefill} must hold the visual span {self.visual} and lie '
+                f'inside a sequence of {self.length}'
+            )
         total = sum(view.n_tokens for view in self.views)
         if total != len(self.visual):
             raise ValueError(
@@ -104,13 +115,15 @@ class TokenLayout:
     def query_positions(self, group: QueryGroup) -> slice:
         """Sequence positions of a query group. Raises ValueError when the group is empty.
 
-        'prefill': everything before the action tokens, visual tokens included.
+        'prefill': the prompt, visual tokens included.
         """
         if group == 'last':
             return slice(self.length - 1, self.length)
         if group == 'prefill':
-            return slice(0, self.action.start if len(self.action) else self.length)
-        span = self.action if group == 'action' else self.text
+            stop = self.action.start if len(self.action) else self.length
+            span = self.prefill or Span(0, stop)
+        else:
+            span = self.action if group == 'action' else self.text
         if not len(span):
             raise ValueError(
                 f"this layout has no {group!r} tokens to take queries from; ask for 'last'"
@@ -155,4 +168,5 @@ class TokenLayout:
             moved(self.text),
             moved(self.action),
             self.length - n_pruned,
+            self.prefill and Span(self.prefill.start, self.prefill.stop - n_pruned),
         )

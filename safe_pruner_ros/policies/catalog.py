@@ -19,6 +19,8 @@ BACKENDS = {
     'pi05': 'safe_pruner_ros.policies.pi05.policy',
 }
 POLICIES = ('embedded', *BACKENDS)
+# Those whose decoder lets a token see itself and earlier ones only (`PrunedPolicy.causal`).
+CAUSAL = frozenset({'openvla', 'cogact'})
 
 
 def build_policy(

@@ -76,9 +76,10 @@ class EmbeddedPolicy(PrunedPolicy):
         self, observation: Observation, pruner: Pruner, step: int
     ) -> tuple[DecoderOutput, ActionChunk, dict[str, float]]:
         """Actions and latency by stage; nothing of the policy changes."""
-        config, layout = self._model.config, self._model.layout
+        config = self._model.config
         began = perf_counter_ns()
         words = encode_words(observation.instruction, config)
+        layout = config.layout(np.count_nonzero(words))  # 0 is padding
         images = torch.from_numpy(self._images(observation)).to(self._device)
         joints = self._joints(observation)
         prepared = perf_counter_ns()

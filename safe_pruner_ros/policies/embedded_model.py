@@ -103,10 +103,14 @@ class EmbeddedConfig:
     def n_visual(self) -> int:
         return len(self.views) * self.grid**2
 
-    def layout(self) -> TokenLayout:
+    def layout(self, n_words: int | None = None) -> TokenLayout:
+        """Of an instruction of ``n_words``, None: as long as it may be. The padding behind a
+        shorter one is in the sequence, but says nothing: whoever asks the text does not ask it."""
         visual = Span(1, 1 + self.n_visual)
-        text = Span(visual.stop + 1, visual.stop + 1 + self.max_words)
-        action = Span(text.stop, text.stop + self.chunk_size)
+        slots = visual.stop + 1 + self.max_words
+        n_words = self.max_words if n_words is None else n_words
+        text = Span(visual.stop + 1, visual.stop + 1 + n_words)
+        action = Span(slots, slots + self.chunk_size)
         grids = tuple(ViewGrid(name, self.grid, self.grid) for name in self.views)
         return TokenLayout(grids, visual, text, action, action.stop + 1)
 

@@ -72,6 +72,7 @@ class PruningTrace:
     Saliency arrays are float32 [V] or None; ``retained_index`` is int64 [K], ascending: tokens
     that the last layer computed. ``layer_tokens``: one entry a decoder layer, () if unknown; from
     ``pruning_layer`` on they tell what was retained where a method skips more and more tokens.
+    ``n_text``: tokens of the instruction.
     """
 
     method: str
@@ -89,6 +90,7 @@ class PruningTrace:
     fused: Float32Array | None = None
     pruning_layer: int = 0
     layer_tokens: tuple[LayerTokens, ...] = ()
+    n_text: int = 0
 
     @property
     def n_retained(self) -> int:
@@ -129,13 +131,14 @@ class Policy(Protocol):
         random, with the same noise). Leaves no trace: the next `predict` is as without it."""
 
     def force_keyframe(self) -> None:
-        """Run the next step unpruned."""
+        """Run the next step unpruned, under a method that remembers steps."""
 
     def with_pruner(self, method: str, settings: Mapping[str, Any] | None = None) -> Policy:
         """Another policy on the same weights, which are in memory once, under a fresh pruner."""
 
     def update_pruner(self, **changes: Any) -> None:
-        """Change settings of the pruning method from the next step on; ValueError if refused."""
+        """Change settings of the pruning method from the next step on, which is unpruned under a
+        method that remembers steps; ValueError if refused."""
 
     def reset(self) -> None:
         """Start of an episode: forget everything about earlier observations."""

@@ -17,9 +17,12 @@ from safe_pruner_ros.types import ActionChunk, Observation
 class PrunedPolicy(ABC):
     """The pruner, its settings and the step count of the Policy protocol.
 
+    ``causal``: a token of the decoder sees itself and earlier ones only; else all see all.
     ``method`` and ``settings`` as `core.catalog.build_pruner` takes them, for a decoder of
     ``n_layers`` layers.
     """
+
+    causal = False
 
     def __init__(self, method: str, settings: Mapping[str, Any] | None, n_layers: int) -> None:
         self._method, self._settings = method, dict(settings or {})
@@ -27,7 +30,7 @@ class PrunedPolicy(ABC):
         self._pruner = self._build_pruner(self._settings)
 
     def _build_pruner(self, settings: Mapping[str, Any]) -> Pruner:
-        return build_pruner(self._method, self._n_layers, **settings)
+        return build_pruner(self._method, self._n_layers, causal=self.causal, **settings)
 
     @abstractmethod
     def with_pruner(self, method: str, settings: Mapping[str, Any] | None = None) -> PrunedPolicy:
@@ -62,15 +65,18 @@ class PrunedPolicy(ABC):
         self._pruner.force_keyframe()
 
     def update_pruner(self, **changes: Any) -> None:
-        """Change settings of the method from the next policy step on, which is a key timestep.
+        """Change settings of the method from the next policy step on.
 
-        Settings that the method does not have are ignored; ValueError for a value out of range,
-        and then nothing changes.
+        The memory starts anew, and doubt keeps every token: the next step is a key timestep, as
+        after `force_keyframe`, which methods that remember no steps ignore. Only `reset` lifts
+        that: a new episode begins as the method says. Settings that the method does not have are
+        ignored; ValueError for a value out of range, and then nothing changes.
         """
         accepted = accepted_settings(self._method)
         settings = {**self._settings, **{k: v for k, v in changes.items() if k in accepted}}
-        self._pruner = self._build_pruner(settings)
-        self._settings = settings
+        pruner = self._build_pruner(settings)
+        pruner.force_keyframe()
+        self._pruner, self._settings = pruner, settings
 
     def reset(self) -> None:
         self._pruner.reset()

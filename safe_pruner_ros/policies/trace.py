@@ -33,6 +33,7 @@ def pruning_trace(out: DecoderOutput, pruner: Pruner) -> PruningTrace:
         fused=_as_numpy(plan.fused),
         pruning_layer=pruner.pruning_layer,
         layer_tokens=out.layer_tokens,
+        n_text=len(out.context.layout.text),
     )
 
 

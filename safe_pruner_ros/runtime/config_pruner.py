@@ -11,6 +11,7 @@ from safe_pruner_ros.runtime.config_schema import check_bounds, setting
 # "Not set, so the default of the method in core/": ROS parameters know no None.
 OWN, OWN_CHOICE = -1, 'default'
 _OWN, _OWN_CHOICE = f"{OWN}: the method's own", f"{OWN_CHOICE}: the method's own"
+_OWN_ROWS = f'{_OWN_CHOICE}, last where the decoder is causal, else prefill'
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,9 @@ class PrunerConfig:
     """Which pruning method, how much it keeps, and its settings.
 
     Field names are those of the pruners in core/; `settings` picks the ones a method takes. A
-    setting whose own default differs between methods is OWN or OWN_CHOICE until somebody sets it;
-    the others start at the default that all methods share (test/runtime/test_pruner_settings.py).
+    setting whose own default differs between methods or decoders is OWN or OWN_CHOICE until
+    somebody sets it; the others start at the default that all methods share
+    (test/runtime/test_pruner_settings.py).
     ``retention_ratio`` is asked of whichever method runs, so that methods compare at one ratio.
     """
 
@@ -38,7 +40,11 @@ class PrunerConfig:
         0.0, 1.0, own=OWN,
     )  # fmt: skip
     alpha: float = setting(
-        0.5, 'weight of the early saliency; the forecast gets 1 - alpha', '', 0.0, 1.0
+        0.5,
+        'weight of the early saliency in variant paper; the forecast gets 1 - alpha',
+        '',
+        0.0,
+        1.0,
     )
     deep_weight: float = setting(
         1.0, 'weight of the forecast in variant code, where the early saliency has 1', '', 0.0
@@ -66,7 +72,7 @@ class PrunerConfig:
         own=OWN,
     )  # fmt: skip
     keyframe_interval: int = setting(
-        0, 'every so many policy steps a key timestep, without tau; 0: tau decides', '', 0, 100000
+        0, 'every so many policy steps a key timestep, tau unused; 0: tau decides', '', 0, 100000
     )
     forecast: bool = setting(
         True, 'off: the early saliency alone decides (ablation), no step is a key timestep'
@@ -78,15 +84,24 @@ class PrunerConfig:
         0.0,
         1.0,
     )
-    early_queries: Literal['prefill', 'action', 'text', 'last'] = setting(
-        'prefill',
-        'Diverse forecast: tokens whose attention is the early saliency and tells its shift',
+    early_queries: Literal['default', 'prefill', 'action', 'text', 'last'] = setting(
+        OWN_CHOICE,
+        'Diverse forecast: tokens whose attention is the early saliency and tells its shift; '
+        f'{_OWN_ROWS}',
+        own=OWN_CHOICE,
     )
     full_first_step: bool = setting(
         False, 'Diverse forecast: the first policy step of an episode runs in full'
     )
-    queries: Literal['last', 'action', 'text', 'prefill'] = setting(
-        'prefill', 'FastV: tokens whose attention ranks the visual ones'
+    queries: Literal['default', 'last', 'action', 'text', 'prefill'] = setting(
+        OWN_CHOICE,
+        f'FastV: tokens whose attention ranks the visual ones; {_OWN_ROWS}',
+        own=OWN_CHOICE,
+    )
+    semantic_queries: Literal['default', 'last', 'action', 'text', 'prefill'] = setting(
+        OWN_CHOICE,
+        f'VLA-Pruner: tokens whose attention is the semantic term; {_OWN_ROWS}',
+        own=OWN_CHOICE,
     )
     history_steps: int = setting(
         3, 'VLA-Pruner: policy steps whose action attention is remembered', '', 1, 1000
@@ -95,7 +110,11 @@ class PrunerConfig:
         0.8, 'VLA-Pruner: weight of a remembered step relative to the one after it', '', 1e-3, 1.0
     )
     warm_up_steps: int = setting(
-        3, 'VLA-Pruner: first policy steps of an episode that run in full', '', 0, 1000
+        3,
+        'VLA-Pruner: policy steps run in full until so many are remembered, history_steps at most',
+        '',
+        0,
+        1000,
     )
     change_threshold: float = setting(
         0.986, 'SpecPrune-VLA: a token with a cosine below it has changed', '', -1.0, 1.0
@@ -116,7 +135,9 @@ class PrunerConfig:
     schedule: Literal['paper', 'code', 'uniform'] = setting(
         'code', 'VLA-Cache: how attention entropy tells what each layer skips; uniform: all alike'
     )
-    schedule_gain: float = setting(1.0, 'VLA-Cache: k of the schedule paper', '', 0.0)
+    schedule_gain: float = setting(
+        1.0, 'VLA-Cache: k of the schedule paper, the one that has it', '', 0.0
+    )
     seed: int = setting(0, 'seed of random methods', '', 0, 2**31 - 1)
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from safe_pruner_ros.policies.catalog import build_policy, open_checkpoint
+from safe_pruner_ros.policies.catalog import CAUSAL, build_policy, open_checkpoint
 from safe_pruner_ros.policies.checkpoint_check import CheckpointFiles, check_all
 from safe_pruner_ros.runtime.config import (
     ActionDimensionConfig,
@@ -118,7 +118,7 @@ def _is_shipped(path: Path) -> bool:
 
 
 def _describe_pruner(config: Config) -> str:
-    settings = effective_settings(config.pruner)
+    settings = effective_settings(config.pruner, causal=config.policy.name in CAUSAL)
     ratio = settings.pop('retention_ratio', None)
     share = '' if ratio is None else f', keeps {ratio:g} of the visual tokens'
     values = ', '.join(f'{name} {value}' for name, value in settings.items())

@@ -39,7 +39,10 @@ def stated_settings(pruner: PrunerConfig, method: str = '') -> dict[str, Any]:
     return chosen.settings(accepted_settings(chosen.method))
 
 
-def effective_settings(pruner: PrunerConfig, method: str = '') -> dict[str, Any]:
-    """`stated_settings` and the method's own defaults for the rest. Raises ValueError for a value
-    that the method refuses."""
-    return resolved_settings(method or pruner.method, stated_settings(pruner, method))
+def effective_settings(
+    pruner: PrunerConfig, method: str = '', *, causal: bool = False
+) -> dict[str, Any]:
+    """`stated_settings` and the method's own defaults for the rest, on a ``causal`` decoder or
+    another. Raises ValueError for a value that the method refuses."""
+    chosen = method or pruner.method
+    return resolved_settings(chosen, stated_settings(pruner, method), causal=causal)

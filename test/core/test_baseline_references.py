@@ -103,6 +103,35 @@ def test_vla_pruner_without_warm_up_starts_with_the_semantic_term(layout, fake_d
     assert retained(decoder.step(0)) == sorted(top(semantic, range(20), 8))
 
 
+@pytest.mark.parametrize(('warm_up', 'w', 'n_full'), [(0, 3, 0), (2, 3, 2), (3, 3, 3), (5, 2, 2)])
+def test_vla_pruner_runs_in_full_until_enough_is_remembered(
+    warm_up, w, n_full, layout, fake_decoder, n_layers
+):
+    settings = {'warm_up_steps': warm_up, 'history_steps': w}
+    decoder = build(fake_decoder, layout, n_layers, 'vla_pruner', 0, 'joint', **settings)
+
+    def is_full(steps, **changes):
+        plans = [decoder.step(step, **changes) for step in steps]
+        reasons = {plan.keyframe for plan in plans if plan.retained is None}
+        assert reasons <= {KeyframeReason.WARM_UP}
+        return [plan.retained is None for plan in plans]
+
+    expected = [True] * n_full + [False] * (6 - n_full)
+    assert is_full(range(6)) == expected
+    # The memory belongs to its instruction: another one starts from nothing.
+    assert is_full(range(6, 12), instruction_key='open the drawer') == expected
+
+
+def test_vla_pruner_does_not_count_a_warm_up_step_that_left_nothing(
+    layout, fake_decoder, n_layers
+):
+    decoder = build(fake_decoder, layout, n_layers, 'vla_pruner', 0, 'joint')
+    unusable = {SaliencyRequest(layer, 'action'): torch.zeros(20) for layer in (4, 5, 6, 7)}
+    decoder.step(0, saliency=unusable)
+    plans = [decoder.step(step) for step in range(1, 5)]
+    assert [plan.retained is None for plan in plans] == [True, True, True, False]
+
+
 @pytest.mark.parametrize('pictures', ['patches', 'features'])
 @pytest.mark.parametrize('lookback', [1, 2])
 @EVERY_CASE
@@ -150,19 +179,23 @@ def test_specprune_vla(seed, scope, lookback, pictures, layout, fake_decoder, n_
 def test_history_of_another_task_layout_or_episode_is_not_used(
     method, layout, fake_decoder, n_layers
 ):
+    settings = {'warm_up_steps': 0} if method == 'vla_pruner' else {}
+
     def decoder_after(steps):
-        decoder = build(fake_decoder, layout, n_layers, method, 3, 'joint')
+        decoder = build(fake_decoder, layout, n_layers, method, 3, 'joint', **settings)
         for step in range(steps):
             decoder.step(step)
         return decoder
 
-    again = {'vla_pruner': KeyframeReason.WARM_UP, 'specprune_vla': KeyframeReason.FIRST_STEP}
-    assert decoder_after(6).step(0).keyframe is again[method]
     other_views = (ViewGrid('head', 2, 4), ViewGrid('wrist', 3, 4))
     other = TokenLayout(other_views, Span(1, 21), Span(21, 25), Span(26, 29), 30)
-    for change in ({'instruction_key': 'open the drawer'}, {'layout': other}):
-        fresh = build(fake_decoder, layout, n_layers, method, 3, 'joint').step(6, **change)
-        assert retained(decoder_after(6).step(6, **change)) == retained(fresh)
+    changes = ({'step': 0}, {'instruction_key': 'open the drawer'}, {'layout': other})
+    for change in ({'step': 6, **change} for change in changes):
+        fresh = build(fake_decoder, layout, n_layers, method, 3, 'joint', **settings)
+        plan, expected = decoder_after(6).step(**change), fresh.step(**change)
+        assert retained(plan) == retained(expected)
+        assert (plan.retained is None) == (method == 'specprune_vla')
+        assert plan.keyframe is expected.keyframe
 
 
 def test_one_token_per_group_is_enough(fake_decoder, n_layers):

@@ -50,7 +50,8 @@ def test_deep_layers_count_from_the_end_and_once(make):
 @pytest.mark.parametrize('variant', ['paper', 'code'])
 @pytest.mark.parametrize('norm', ['none', 'l1', 'minmax', 'zscore'])
 def test_pruned_step_equals_the_equations_written_out(make, layout, variant, norm):
-    decoder = make(variant=variant, norm=norm, alpha=0.3, similarity_threshold=0.0)
+    weight = {'alpha': 0.3} if variant == 'paper' else {'deep_weight': 0.6}
+    decoder = make(variant=variant, norm=norm, similarity_threshold=0.0, **weight)
     decoder.step(0)
     features = torch.randn(20, 16, generator=torch.Generator().manual_seed(9))
     early = torch.rand(20, generator=torch.Generator().manual_seed(10))
@@ -77,7 +78,7 @@ def test_pruned_step_equals_the_equations_written_out(make, layout, variant, nor
     for i in range(20):
         deep = math.fsum(scaled(row)(row[i]) for row in forecasts) / len(layers)
         now_i = now(float(early[i]))
-        fused.append(0.3 * now_i + 0.7 * deep if variant == 'paper' else now_i + deep)
+        fused.append(0.3 * now_i + 0.7 * deep if variant == 'paper' else now_i + 0.6 * deep)
     assert torch.allclose(plan.fused, torch.tensor(fused), atol=1e-5)
     best = sorted(sorted(range(20), key=lambda i: -fused[i])[:6])
     assert plan.retained.visual_index.tolist() == best
@@ -277,6 +278,17 @@ def test_unusable_early_saliency_keeps_every_token_and_stores_nothing(make, bad,
         assert plan.keyframe is KeyframeReason.SALIENCY_INVALID
         assert plan.fallback
         assert decoder.pruner._cache.get() is before
+
+
+def test_fused_saliency_that_overflows_keeps_every_token(make):
+    """Each term is in order; their weighted sum is not, and infinities cannot be ranked."""
+    decoder = make(variant='code', deep_weight=1e39)
+    decoder.step(0)
+    kept = decoder.pruner._cache.get()
+    plan = decoder.step(1)
+    assert plan.retained is None and plan.keyframe is KeyframeReason.SALIENCY_INVALID
+    assert plan.fallback == 'fused saliency is not finite: every token kept'
+    assert decoder.pruner._cache.get() is kept
 
 
 def test_doubt_comes_before_every_other_reason(make):

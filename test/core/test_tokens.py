@@ -62,8 +62,20 @@ def test_prefill_is_everything_before_the_action_tokens(layout):
     assert without_action.query_positions('prefill') == slice(0, 30)
 
 
+def test_prefill_is_what_the_layout_says(layout):
+    """A policy that acts from the last row of its prompt."""
+    acting = replace(layout, text=Span(21, 30), action=Span(29, 30), prefill=Span(0, 30))
+    assert acting.query_positions('prefill') == slice(0, 30)
+    assert acting.query_positions('action') == slice(29, 30)
+    for wrong in (Span(2, 30), Span(0, 20), Span(0, 31)):
+        with pytest.raises(ValueError, match='must hold the visual span'):
+            replace(layout, prefill=wrong)
+
+
+@pytest.mark.parametrize('prefill', [None, Span(0, 29)])
 @pytest.mark.parametrize('n_retained', [1, 7, 20])
-def test_shortened_layout_names_the_rows_that_are_left(layout, n_retained):
+def test_shortened_layout_names_the_rows_that_are_left(layout, n_retained, prefill):
+    layout = replace(layout, prefill=prefill)
     short = layout.shortened(n_retained)
     kept = layout.kept_positions(torch.arange(n_retained)).tolist()
     assert (short.length, short.n_visual) == (len(kept), n_retained)

@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 
-from safe_pruner_ros.core.baselines.vla_cache import VLACacheConfig, skipped_shares
+from safe_pruner_ros.core.baselines.vla_cache import (
+    VLACacheConfig,
+    skipped_shares,
+    skipping_order,
+)
 from safe_pruner_ros.core.catalog import build_pruner
 from safe_pruner_ros.core.pruner import KeyframeReason, SaliencyRequest, StepAttention
 from safe_pruner_ros.core.tokens import Span, TokenLayout, ViewGrid
@@ -40,6 +44,7 @@ def expected_shares(entropy, schedule, gain):
             if delta > 0:
                 reuse[i] = reuse[i - 1] + 0.55 * delta
         alpha = [reuse[i] if i in (0, 2, 3) else 0 for i in range(n)]  # 2 6 9 11 of 32, of 8
+    alpha[:2] = [0, 0]  # below the cut
     return [max(alpha[: i + 1]) for i in range(n)]
 
 
@@ -49,12 +54,14 @@ def expected_shares(entropy, schedule, gain):
 @pytest.mark.parametrize('seed', range(3))
 def test_what_is_skipped(seed, scope, schedule, with_patches, layout, fake_decoder, n_layers):
     """Six steps in which pictures, relevance and entropies change."""
-    settings = {'quota_scope': scope, 'schedule': schedule, 'schedule_gain': 2.0}
+    settings = {'quota_scope': scope, 'schedule': schedule}
+    if schedule == 'paper':
+        settings['schedule_gain'] = 2.0
     decoder = build(fake_decoder, layout, n_layers, seed, **settings)
     groups = [(range(20), 8)] if scope == 'joint' else [(range(12), 5), (range(12, 20), 3)]
     generator = torch.Generator().manual_seed(seed)
     shown = torch.rand(20, 16, generator=generator)
-    before, n_moved, totals = None, 0, set()
+    before, n_moved, n_both, totals = None, 0, 0, set()
     for step in range(6):
         shown = shown.clone()
         moved = torch.randperm(20, generator=generator)[:5]
@@ -80,8 +87,10 @@ def test_what_is_skipped(seed, scope, schedule, with_patches, layout, fake_decod
             for members, quota in groups:
                 n_relevant = min(round(len(members) * 100 / 256), quota)
                 relevant = sorted(members, key=relevance.__getitem__)[len(members) - n_relevant :]
-                free = [i for i in members if similarity[i] >= 0.996 and i not in relevant]
-                skipped |= set(sorted(free, key=rank.__getitem__)[: len(members) - quota])
+                most_static = sorted(members, key=lambda i: -similarity[i])[: len(members) - quota]
+                static = {i for i in most_static if similarity[i] >= 0.996}
+                skipped |= static - set(relevant)
+                n_both += len(static & set(relevant))
             n_moved += sum(value < 0.996 for value in similarity)
             order = sorted(skipped, key=rank.__getitem__)
             shares = expected_shares(entropy, schedule, 2.0)[2:]
@@ -94,7 +103,24 @@ def test_what_is_skipped(seed, scope, schedule, with_patches, layout, fake_decod
             assert plan.reuse.record == f'record of step {step - 1}'
             totals |= set(counts)
         before = (shown.tolist(), now.saliency[RELEVANCE].tolist(), now.entropy.tolist())
-    assert n_moved > 5 and len(totals) > 2
+    assert n_moved > 5 and n_both > 5 and len(totals) > 1
+
+
+def test_a_still_picture_skips_what_the_release_skips():
+    """a490988: `find_static_patches` takes 150 of 256, then `task_relevant_selection` takes from
+    these, without replacement, what is among the 100 most relevant."""
+    layout = TokenLayout(
+        (ViewGrid('head', 16, 16),), Span(1, 257), Span(257, 290), Span(290, 297), 297
+    )
+    config = VLACacheConfig(retention_ratio=106 / 256)
+    for seed in range(5):
+        relevance = torch.rand(256, generator=torch.Generator().manual_seed(seed))
+        significant = list(range(150))  # equally similar, and its sort is stable
+        top = sorted(range(256), key=lambda i: -relevance[i])[:100]
+        expected = set(significant) - set(top)
+        order, n_skipped = skipping_order(torch.ones(256), relevance, layout, config)
+        assert set(order[: int(n_skipped)].tolist()) == expected
+        assert 75 < len(expected) < 105  # 150 * 156 / 256 on average
 
 
 @pytest.mark.parametrize('schedule', ['paper', 'code', 'uniform'])
@@ -102,13 +128,32 @@ def test_shares_lie_in_0_to_1_and_never_decrease(schedule):
     generator = torch.Generator().manual_seed(0)
     curves = [torch.rand(12, generator=generator).tolist() for _ in range(50)]
     for entropy in [*curves, [0.0] * 12, [2.0] * 12, [float(12 - k) for k in range(12)]]:
-        shares = skipped_shares(entropy, VLACacheConfig(schedule=schedule, schedule_gain=5.0))
+        gain = {'schedule_gain': 5.0} if schedule == 'paper' else {}
+        shares = skipped_shares(entropy, VLACacheConfig(schedule=schedule, **gain))
         assert len(shares) == 12 and min(shares) >= 0 and max(shares) <= 1
         assert sorted(shares) == shares
 
 
+@pytest.mark.parametrize('schedule', ['paper', 'code'])
+def test_a_share_below_the_cut_binds_no_layer(schedule):
+    """12 layers: sharp attention in layer 1, which skips nothing, and spread in those above."""
+    entropy = [3.0, 1.0, 3.0, 3.0, 2.9, *[3.0] * 7]
+    shares = skipped_shares(entropy, VLACacheConfig(schedule=schedule))
+    assert shares[:4] == [0.0] * 4 and max(shares) < 0.1
+    shares = skipped_shares(entropy, VLACacheConfig(schedule=schedule, pruning_layer=1))
+    assert shares[1] > 0.3 and shares[1:] == [shares[1]] * 11
+
+
+def test_skipping_starts_at_the_cut_wherever_it_is():
+    """The release looks at the cut first; a late cut must not leave nobody to look at."""
+    entropy = [3.0] * 3 + [1.0] * 9
+    for cut, first in ((2, 3), (3, 3), (6, 6), (11, 11)):
+        shares = skipped_shares(entropy, VLACacheConfig(pruning_layer=cut))
+        assert not any(shares[:first]) and all(share > 0.5 for share in shares[first:])
+
+
 def test_a_black_camera_that_stays_black_stands_still(layout, fake_decoder, n_layers):
-    decoder = build(fake_decoder, layout, n_layers, schedule='uniform')
+    decoder = build(fake_decoder, layout, n_layers, schedule='uniform', relevant_share=0.0)
     black = torch.zeros(20, 48)
     decoder.step(0, patches=black)
     assert len(decoder.step(1, patches=black).retained) == 8

@@ -2,60 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.shared_network import assert_lanes_equal_separate_loads
-from safetensors.torch import load_file, save_file
+from helpers.tiny_embedded import CONFIG, JOINTS, TASKS, VIEWS, model, observation, policy
 
-from safe_pruner_ros.policies.embedded import EmbeddedPolicy, load_weights, save_weights
+from safe_pruner_ros.core.catalog import METHODS, accepted_settings
+from safe_pruner_ros.core.tokens import QueryGroup, TokenLayout
+from safe_pruner_ros.policies.embedded import EmbeddedPolicy
 from safe_pruner_ros.policies.embedded_model import (
-    EmbeddedConfig,
     EmbeddedVLA,
-    TrainedTask,
 )
 from safe_pruner_ros.policies.instructions import encode_words
 from safe_pruner_ros.policies.patches import image_patches
 from safe_pruner_ros.policies.policy import InstructionError, PolicyOutputError
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
-
-VIEWS = ('head', 'left_wrist', 'right_wrist')
-JOINTS = ('a', 'b', 'grip')
-CONFIG = EmbeddedConfig(
-    VIEWS,
-    JOINTS,
-    ('grip',),
-    ('<pad>', 'put', 'the', 'red', 'blue', 'block', 'in', 'tray'),
-    width=32,
-    mlp_width=48,
-    n_layers=5,
-    n_heads=4,
-    vision_width=16,
-)
-
-
-def model() -> EmbeddedVLA:
-    torch.manual_seed(0)
-    return EmbeddedVLA(CONFIG).eval()
-
-
-def observation(
-    instruction: str = 'put the red block in the tray', seed: int = 0, size: int = 256
-) -> Observation:
-    rng = np.random.default_rng(seed)
-    images = {
-        name: CameraImage(rng.integers(0, 256, (size, size, 3), dtype=np.uint8), name, 7)
-        for name in VIEWS
-    }
-    return Observation(images, ArmState(np.array([0.1, -0.2, 0.3]), JOINTS, 7), instruction, 7)
-
-
-def policy(method: str = 'safe_pruner', **settings: object) -> EmbeddedPolicy:
-    return EmbeddedPolicy(model(), method, settings)
 
 
 def test_lanes_on_one_network_answer_as_separate_loads() -> None:
@@ -80,11 +44,18 @@ def test_unpruned_equals_the_plain_forward_pass() -> None:
     np.testing.assert_allclose(chunk[:, :2], expected[0, :, :2].numpy(), atol=1e-6)
 
 
-def test_retention_one_equals_unpruned_bit_for_bit() -> None:
-    kept, full = policy(retention_ratio=1.0, similarity_threshold=0.0), policy('unpruned')
-    for seed in range(3):
-        a, b = kept.predict(observation(seed=seed)), full.predict(observation(seed=seed))
+@pytest.mark.parametrize('method', [m for m in METHODS if m != 'unpruned'])
+def test_retention_one_equals_unpruned_bit_for_bit(method: str) -> None:
+    extra = (
+        {'similarity_threshold': 0.0}
+        if 'similarity_threshold' in accepted_settings(method)
+        else {}
+    )
+    tested, full = policy(method, retention_ratio=1.0, **extra), policy('unpruned')
+    for seed in range(4):  # until the methods that begin with full steps choose what to keep
+        a, b = tested.predict(observation(seed=seed)), full.predict(observation(seed=seed))
         assert np.array_equal(a.chunk.positions, b.chunk.positions)
+    assert not a.trace.is_key_timestep and not a.trace.fallback
 
 
 def test_the_network_is_bidirectional() -> None:
@@ -97,6 +68,38 @@ def test_the_network_is_bidirectional() -> None:
     with torch.inference_mode():
         a, b = network.decode_full(embeddings), network.decode_full(changed)
     assert (a[0, slot] - b[0, slot]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize('method', ['sparsevlm', 'specprune_vla', 'vla_cache', 'fastv'])
+def test_who_asks_the_text_asks_its_words_and_no_padding(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, set[int]] = {}
+    positions = TokenLayout.query_positions
+
+    def watched(layout: TokenLayout, group: QueryGroup) -> slice:
+        rows = positions(layout, group)
+        asked.setdefault(group, set()).add(rows.stop - rows.start)
+        return rows
+
+    monkeypatch.setattr(TokenLayout, 'query_positions', watched)
+    tested = policy(method, **({'queries': 'text'} if method == 'fastv' else {}))
+    for seed in range(2):
+        tested.predict(observation('put the red block in the tray', seed))
+    assert asked['text'] == {7}
+
+
+def test_an_instruction_has_as_many_text_rows_as_words() -> None:
+    network, words = model(), encode_words('put the blue block in the tray', CONFIG)
+    layout = CONFIG.layout(7)
+    embeddings = network.embed(
+        torch.zeros(1, CONFIG.n_visual, CONFIG.vision_width),
+        torch.zeros(1, 3),
+        torch.from_numpy(words)[None],
+    )
+    rows = embeddings[0, layout.query_positions('text')]
+    assert torch.equal(rows, network.words(torch.from_numpy(words[:7])))
+    assert (layout.action, layout.length) == (network.layout.action, network.layout.length)
 
 
 def test_pruned_step_keeps_the_stated_number_and_a_new_instruction_is_a_keyframe() -> None:
@@ -127,12 +130,6 @@ def test_instructions_it_cannot_follow_are_refused(text: str, complaint: str) ->
         tested.predict(observation(text))
 
 
-TASKS = (
-    TrainedTask('lifting', ('put the {object} in the tray',), ('red block', 'blue block')),
-    TrainedTask('sorting', ('the red {object}',), ('block',)),
-)
-
-
 @pytest.mark.parametrize(
     ('text', 'complaint'),
     [
@@ -161,6 +158,38 @@ def test_live_settings_take_effect_and_bad_ones_change_nothing() -> None:
     with pytest.raises(ValueError, match='retention_ratio'):
         tested.update_pruner(retention_ratio=1.4)
     assert tested.predict(observation(seed=2)).trace.n_retained == 96
+
+
+REMEMBERING = {
+    'safe_pruner': {'similarity_threshold': 0.0},
+    'diverse_forecast': {'similarity_threshold': 0.0},
+    'vla_pruner': {'warm_up_steps': 0},
+    'specprune_vla': {},
+    'vla_cache': {'schedule': 'uniform', 'static_threshold': -1.0, 'relevant_share': 0.0},
+}
+
+
+@pytest.mark.parametrize('method', [m for m in METHODS if m != 'unpruned'])
+def test_a_live_change_starts_the_memory_anew_with_a_full_step(method: str) -> None:
+    tested = policy(method, retention_ratio=0.25, **REMEMBERING.get(method, {}))
+
+    def counts(n_steps: int) -> list[int]:
+        steps = [tested.predict(observation(seed=seed)).trace for seed in range(n_steps)]
+        assert not any(step.fallback for step in steps)
+        assert all(step.is_key_timestep == (step.n_retained == 192) for step in steps)
+        return [step.n_retained for step in steps]
+
+    start = counts(3)
+    assert start[1:] == [48, 48]
+    tested.update_pruner(retention_ratio=0.5)
+    first = 192 if method in REMEMBERING else 96
+    assert counts(3) == [first, 96, 96]
+    tested.force_keyframe()  # somebody looked away: that must not get lost
+    tested.update_pruner(retention_ratio=0.25)
+    assert counts(2) == [first if method in REMEMBERING else 48, 48]
+    tested.update_pruner(retention_ratio=0.25)
+    tested.reset()  # an episode begins as the method begins it
+    assert counts(3) == start
 
 
 def test_an_audit_is_the_unpruned_policy_and_leaves_no_trace() -> None:
@@ -211,86 +240,10 @@ def test_images_of_another_size_are_resized() -> None:
     assert np.isfinite(output.chunk.positions).all()
 
 
-def test_weights_survive_the_round_trip(tmp_path: Path) -> None:
-    network = EmbeddedVLA(replace(CONFIG, tasks=TASKS)).half().float()
-    save_weights(network, tmp_path / 'w.safetensors', {'note': 'test'})
-    again = load_weights(tmp_path / 'w.safetensors')
-    assert again.config == replace(CONFIG, tasks=TASKS)
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-
-
-def test_weights_of_unnamed_tasks_follow_any_sentence_of_their_words(tmp_path: Path) -> None:
-    """Checkpoints of version 0.1 have no such entry."""
-    path, state, metadata = _saved(tmp_path)
-    config = {k: v for k, v in CONFIG.as_dict().items() if k != 'tasks'}
-    save_file(state, path, {**metadata, 'config': json.dumps(config)})
-    loaded = load_weights(path)
-    assert loaded.config.tasks == ()
-    EmbeddedPolicy(loaded, 'unpruned').check_instruction('put the block red in tray')
-    config['tasks'] = [{'name': 'lifting'}]
-    save_file(state, path, {**metadata, 'config': json.dumps(config)})
-    with pytest.raises(ValueError, match='templates'):
-        load_weights(path)
-
-
-def _saved(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor], dict[str, str]]:
-    path = tmp_path / 'w.safetensors'
-    save_weights(model(), path, {})
-    metadata = {
-        'format': 'safe_pruner_ros/embedded/1',
-        'config': json.dumps(CONFIG.as_dict()),
-    }
-    return path, load_file(path), metadata
-
-
-@pytest.mark.parametrize('keep', [0, 7, 100, 0.5, 0.99])
-def test_truncated_weights_are_refused(tmp_path: Path, keep: float) -> None:
-    path, _, _ = _saved(tmp_path)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(keep if keep >= 1 or keep == 0 else keep * len(data))])
-    with pytest.raises(ValueError, match='not a readable safetensors file'):
-        load_weights(path)
-
-
-def test_foreign_missing_and_non_finite_weights_are_refused(tmp_path: Path) -> None:
-    path, state, metadata = _saved(tmp_path)
-    save_file(state, path, {'format': 'pt'})
-    with pytest.raises(ValueError, match='not an embedded-policy checkpoint'):
-        load_weights(path)
-    fewer = {name: value for name, value in state.items() if name != 'slots'}
-    save_file(fewer, path, metadata)
-    with pytest.raises(ValueError, match=r"missing \['slots'\]"):
-        load_weights(path)
-    wrong = {**state, 'slots': torch.zeros(2, 2)}
-    save_file(wrong, path, metadata)
-    with pytest.raises(ValueError, match=r"wrong shape \['slots'\]"):
-        load_weights(path)
-    poisoned = {**state, 'slots': torch.full_like(state['slots'], float('nan'))}
-    save_file(poisoned, path, metadata)
-    with pytest.raises(ValueError, match='NaN'):
-        load_weights(path)
-    with pytest.raises(FileNotFoundError, match='safe-pruner train'):
-        load_weights(tmp_path / 'nothing.safetensors')
-
-
-def test_a_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
-    canary = tmp_path / 'canary'
-
-    class Payload:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return (Path.touch, (canary,))  # type: ignore[return-value]
-
-    path = tmp_path / 'w.safetensors'
-    torch.save(Payload(), path)
-    with pytest.raises(ValueError, match='not a readable safetensors file'):
-        load_weights(path)
-    assert not canary.exists()
-
-
 @pytest.mark.parametrize('schedule', ['paper', 'code', 'uniform'])
 def test_vla_cache_computes_less_and_answers_alike_while_nothing_moves(schedule: str) -> None:
-    cached = policy('vla_cache', retention_ratio=0.25, schedule=schedule)
+    settings = {'retention_ratio': 0.25, 'relevant_share': 0.0, 'schedule': schedule}
+    cached = policy('vla_cache', **settings)
     expected = policy('unpruned').predict(observation()).chunk.positions
     outputs = [cached.predict(observation()) for _ in range(4)]
     for output in outputs:

@@ -4,45 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers.guard_bench import HOME, TICK, Bench, arms
 
 from safe_pruner_ros.runtime.codes import Code, Reason
-from safe_pruner_ros.runtime.command_guard import ARMS_LIMITED, CommandGuard
-from safe_pruner_ros.runtime.config import GuardConfig
-from safe_pruner_ros.types import ArmState, JointCommand
-
-TICK = 20_000_000
-HOME = np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
-
-
-def arms(delta):
-    """HOME with every arm joint moved."""
-    return HOME + np.array([1, 1, 0, 1, 1, 0]) * delta
-
-
-class Bench:
-    """A guard, its clock, and an arm that stands where it was told to (or at ``measured``)."""
-
-    def __init__(self, kit, robot=None, rate_hz=50.0, **settings_):
-        settings_.setdefault('soft_start_s', 0.0)
-        self.kit, self.robot = kit, robot or kit.robot()
-        self.guard = CommandGuard(self.robot, GuardConfig(**settings_), rate_hz)
-        self.now, self.measured = kit.T0, HOME.copy()
-
-    def tick(self, targets, reasons=(), state=True, age_ns=0, names=None, ns=TICK):
-        self.now += ns
-        command = None
-        if targets is not None:
-            names = names or self.kit.JOINTS
-            command = JointCommand(np.asarray(targets, float), names, self.now - age_ns)
-        pose = ArmState(self.measured, self.kit.JOINTS, self.now) if state is True else state
-        return self.guard.check(command, pose, self.now, reasons)
-
-    def settle(self, targets, ticks=60):
-        for _ in range(ticks):
-            verdict = self.tick(targets)
-        return verdict
+from safe_pruner_ros.runtime.command_guard import ARMS_LIMITED
+from safe_pruner_ros.types import ArmState
 
 
 @pytest.fixture
@@ -325,77 +291,6 @@ def test_counts(bench):
     bench.tick(HOME + 0.01)
     assert bench.guard.take_counts() == {'hold': 1, 'NO_ACTION': 1, 'pass': 2}
     assert bench.guard.take_counts() == {}
-
-
-anything = st.one_of(
-    st.floats(allow_nan=True, allow_infinity=True),
-    st.floats(-1.2, 1.2),
-    st.sampled_from([5e-324, 1e300, -1e300, 0.5, -1.0, 1.0]),
-)
-targets = st.lists(anything, min_size=6, max_size=6)
-near = st.lists(st.floats(-0.2, 0.6), min_size=6, max_size=6)
-event = st.tuples(
-    st.sampled_from(['move', 'move', 'move', 'near', 'near', 'none', 'reason', 'fault', 'reset',
-                     'no state', 'old state', 'old command', 'jump']),
-    targets,
-    near,
-    st.integers(-300, 300),
-)  # fmt: skip
-
-
-@settings(max_examples=80)
-@given(events=st.lists(event, min_size=1, max_size=40), soft=st.sampled_from([0.0, 0.4]))
-def test_no_sequence_of_events_yields_a_forbidden_command(kit, events, soft):
-    """The release rule of the fault list, as a property over whole sequences."""
-    bench = Bench(kit, soft_start_s=soft, hold_s=0.2, max_clamps_in_row=10, max_sign_flips=3)
-    layout = bench.robot.layout
-    max_step = np.array([joint.max_step for joint in bench.robot.joints])
-    last, measured = None, HOME
-    for what, wild, calm, ms in events:
-        if what == 'reset':
-            bench.guard.reset()
-            last = None
-            continue
-        if what == 'jump':
-            bench.now += ms * 10_000_000
-        if what == 'near' and last is None:
-            measured = bench.measured = np.array(calm)
-        reasons = {
-            'reason': (Reason(Code.IMAGE_STALE, ''),),
-            'fault': (Reason(Code.POLICY_FAILING, ''),),
-        }.get(what, ())
-        given_targets = None if what == 'none' else calm if what == 'near' else wild
-        state = True
-        if what == 'no state':
-            state = None
-        elif what == 'old state':
-            state = ArmState(measured, bench.kit.JOINTS, bench.now - abs(ms) * 1_000_000)
-        age = ms * 1_000_000 if what == 'old command' else 0
-        tick_ns = TICK if what != 'near' else abs(ms) * 100_000
-        verdict = bench.tick(given_targets, reasons, state, age, ns=tick_ns)
-        if verdict.command is None:
-            assert verdict.action == 'hold'
-            if what != 'move' or verdict.is_fault:
-                last = None if verdict.is_fault else last
-            continue
-        sent = verdict.command.positions
-        assert np.isfinite(sent).all()
-        assert (layout.lower <= sent).all() and (sent <= layout.upper).all()
-        start = (
-            measured if verdict.action != 'hold' and bench.guard._started_ns == bench.now else last
-        )
-        if start is not None:
-            assert (np.abs(sent - start) <= max_step + 1e-9).all()
-            if last is not None and start is last:
-                velocity_step = layout.max_velocity * TICK * 1e-9
-                assert (np.abs(sent - start) <= velocity_step + 1e-9).all()
-        if verdict.action == 'hold':
-            assert last is not None and sent.tolist() == last.tolist()
-        else:
-            assert not reasons and state is not None
-        if verdict.action == 'pass':
-            assert np.allclose(sent, given_targets, atol=1e-9)
-        last = sent
 
 
 @pytest.mark.parametrize('joint', ['gripper', 'arm'])

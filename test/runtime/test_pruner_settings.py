@@ -11,6 +11,7 @@ import pytest
 from safe_pruner_ros.cli_common import read_config
 from safe_pruner_ros.core.catalog import METHODS, accepted_settings, alike, resolved_settings
 from safe_pruner_ros.evaluation.plan import build_cells
+from safe_pruner_ros.policies.catalog import CAUSAL
 from safe_pruner_ros.runtime.config import ConfigError, PrunerConfig
 from safe_pruner_ros.runtime.config_parameters import override, parameter_specs
 from safe_pruner_ros.runtime.config_yaml import load_config
@@ -82,13 +83,15 @@ def test_node_and_evaluation_run_a_method_alike(policy, method):
     """The node is told the method by a parameter, an evaluation by --methods."""
     config = shipped(policy)
     ratio = config.pruner.retention_ratio
-    node = effective_settings(override(config, {'pruner.method': method}).pruner)
+    told = override(config, {'pruner.method': method}).pruner
+    node = effective_settings(told, causal=policy in CAUSAL)
     _, configured = read_config(Namespace(policy_file=policy, checkpoint='', device=''), 'sim')
-    (cell,) = build_cells([method], [ratio], {}, configured)
+    causal = policy in CAUSAL
+    (cell,) = build_cells([method], [ratio], {}, configured, causal=causal)
     assert node == cell.resolved()
     if method not in alike(config.pruner.method):
         own = {'retention_ratio': ratio} if 'retention_ratio' in node else {}
-        assert node == resolved_settings(method, own)
+        assert node == resolved_settings(method, own, causal=causal)
 
 
 def test_a_file_speaks_for_its_own_method_and_those_like_it():
@@ -121,7 +124,7 @@ def test_own_defaults_have_a_number_that_ros_can_carry_and_help_that_says_so():
     differing = {name for name, value in own.items() if value is not None}
     assert differing == {
         'pruning_layer', 'similarity_threshold', 'norm', 'match_scope', 'quota_scope',
-        'max_keyframe_age',
+        'max_keyframe_age', 'queries', 'semantic_queries', 'early_queries',
     }  # fmt: skip
     for name in differing:
         spec = specs[f'pruner.{name}']
@@ -139,6 +142,22 @@ def test_set_back_to_the_methods_own():
     for value in (-0.5, -2, 1.5):
         with pytest.raises(ConfigError, match=r"in \[0, 1\], or -1 for the method's own, got"):
             override(config, {'pruner.similarity_threshold': value})
+
+
+@pytest.mark.parametrize(
+    ('method', 'name'),
+    [
+        ('fastv', 'queries'), ('vla_pruner', 'semantic_queries'),
+        ('diverse_forecast', 'early_queries'),
+    ],
+)  # fmt: skip
+def test_who_is_asked_depends_on_the_decoder_until_somebody_says(method, name):
+    pruner = override(shipped('openvla'), {'pruner.method': method}).pruner
+    assert name not in stated_settings(pruner)
+    assert effective_settings(pruner, causal=True)[name] == 'last'
+    assert effective_settings(pruner)[name] == 'prefill'
+    said = override(shipped('openvla'), {'pruner.method': method, f'pruner.{name}': 'prefill'})
+    assert effective_settings(said.pruner, causal=True)[name] == 'prefill'
 
 
 def test_minus_one_can_be_a_real_value():

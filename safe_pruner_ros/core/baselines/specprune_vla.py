@@ -26,23 +26,18 @@ rows ask.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 
 from safe_pruner_ros.core.correspondence import unit_rows
-from safe_pruner_ros.core.pruner import (
-    KeyframeReason,
-    SaliencyRequest,
-    StepAttention,
-    StepContext,
-    StepPlan,
-)
-from safe_pruner_ros.core.score_pruner import ScorePruner, ScorePrunerConfig
+from safe_pruner_ros.core.history_pruner import HistoryPruner
+from safe_pruner_ros.core.pruner import KeyframeReason, SaliencyRequest, StepContext
+from safe_pruner_ros.core.score_pruner import ScorePrunerConfig
 from safe_pruner_ros.core.selection import is_usable, quota_groups, ranks, void_unless
 from safe_pruner_ros.core.settings import check_range, resolve_layers
-from safe_pruner_ros.core.step_history import StepHistory
+from safe_pruner_ros.core.step_history import PastStep
 
 
 @dataclass(frozen=True)
@@ -60,28 +55,19 @@ class SpecPruneConfig(ScorePrunerConfig):
         check_range('lookback_steps', self.lookback_steps, 1, math.inf, '1 is the step before')
 
 
-class SpecPrune(ScorePruner):
-    first_pruning_layer = 1
-
+class SpecPrune(HistoryPruner):
     def __init__(self, config: SpecPruneConfig, n_layers: int) -> None:
-        super().__init__(config, n_layers)
+        published = (max(0, round(n_layers * 15 / 32) - 1), n_layers - 1)
+        deep = resolve_layers(config.deep_layers, n_layers, published)
+        super().__init__(config, n_layers, 'text', deep, config.lookback_steps)
         self._config = config
         # Two layers, or the one there is when the cut comes after the first.
         self.shallow_requests = tuple(
             SaliencyRequest(layer, 'text') for layer in range(min(2, config.pruning_layer))
         )
-        published = (max(0, round(n_layers * 15 / 32) - 1), n_layers - 1)
-        self.deep_requests = tuple(
-            SaliencyRequest(layer, 'text', on_pruned_steps=True)
-            for layer in resolve_layers(config.deep_layers, n_layers, published)
-        )
-        self._history = StepHistory(config.lookback_steps)
 
-    def plan(self, context: StepContext) -> StepPlan:
-        plan = super().plan(context)
-        if plan.retained is not None and not self._history.before(context):
-            return replace(plan, retained=None, keyframe=KeyframeReason.FIRST_STEP)
-        return plan
+    def why_in_full(self, past: list[PastStep]) -> KeyframeReason | None:
+        return None if past else KeyframeReason.FIRST_STEP
 
     def saliency(self, context: StepContext) -> Float[torch.Tensor, ' V']:
         """Members of V_global and V_dynamic first, then V_local in the order it grows."""
@@ -103,16 +89,6 @@ class SpecPrune(ScorePruner):
                 is_dynamic &= ranks(-cosine) < quota // 3
                 saliency[group] += (is_global | is_dynamic).float()
         return void_unless(is_usable(local) & torch.isfinite(context.features).all(), saliency)
-
-    def observe(self, context: StepContext, plan: StepPlan, attention: StepAttention) -> None:
-        """Remember what this action looked at; a step in doubt leaves nothing behind."""
-        measured = torch.stack([attention.saliency[request] for request in self.deep_requests])
-        saliency = measured.float().mean(dim=0)
-        if not plan.fallback and bool(is_usable(saliency)):
-            self._history.put(context, saliency)
-
-    def reset(self) -> None:
-        self._history.clear()
 
 
 def _cosine(

@@ -4,15 +4,17 @@ Not pruning: a token is skipped, and its keys and values of the step before stay
 rows, the action rows among them. Every layer attends to all tokens.
 
 Static:   cosine of a token's image patch (`StepContext.shown`) with the same place one step ago
-          >= 0.996.
+          >= 0.996; of those the V - K with the highest.
 Relevant: the highest attention of the text rows, mean over heads, in the step before; never
-          skipped, however still they are.
-Schedule: layer l skips a share alpha^l of the tokens that are static and not relevant. With E^l
+          skipped, however still they are: static minus relevant may be skipped, and no token
+          moves up for one that is both.
+Schedule: layer l skips a share alpha^l of the tokens that may be skipped. With E^l
           the entropy of layer l's attention in the step before, R^l = (E^{l-1} - E^l) / E^{l-1}
           and alpha^l = min(k sum_{j<=l} R^j, 1) in the paper (``schedule='paper'``).
-Retained: what is computed. ``retention_ratio`` is a floor: K tokens if the rest stands still and
-every layer skips all it may, more if not. At most V - K tokens are skipped, the most static first,
-among equals the least relevant. A reported number is the mean over the layers that may skip.
+Retained: what is computed. ``retention_ratio`` is a floor: K tokens if the V - K most static hold
+no relevant one and every layer skips all it may, more if not: of 256 as published, K = 106 and 100
+relevant, in a picture where nothing moves some 165. A share is skipped from the most static on,
+among equals from the least relevant. A reported number is the mean over the layers that may skip.
 Layer: skipping starts at ``pruning_layer``, 2 by default. Queries: text rows. The first step, and
 one whose instruction or views changed, runs in full.
 Kept between steps: keys and values of the visual tokens in every layer that may skip (by far the
@@ -23,10 +25,12 @@ every layer for its entropy (n S, the dearest term; ``schedule='uniform'`` needs
 
 Differs from the paper: relevant are the top ``relevant_share`` (the released code's 100 of 256),
 at most K, not those above a threshold that changes with the model; alpha never decreases, as a
-skipped token cannot come back in a later layer. We know no published value of k, so the default is
+skipped token cannot come back in a later layer. A share below ``pruning_layer``, where nothing is
+skipped, binds no layer above it. We know no published value of k, so the default is
 ``schedule='code'``, that of the release (siyuhsu/vla-cache a490988, siyuhsu/transformers 2302fce)
 from which the published numbers come: 1 - minmax(E), rises damped by 0.55, looked at in layers 2,
-6, 9 and 11 of 32 only. The release skips partial shares in index order, so the top rows of the
+6, 9 and 11 of 32 only, scaled to other depths and none below the cut, as there, where layer 2 is
+the cut (2, 3 and 4 of 12). The release skips partial shares in index order, so the top rows of the
 first camera, and counts the operations of its attention with too few keys; here neither happens.
 """
 
@@ -62,6 +66,7 @@ from safe_pruner_ros.core.settings import (
     check_choice,
     check_pruning_layer,
     check_range,
+    check_unused,
     resolve_layers,
 )
 from safe_pruner_ros.core.tokens import TokenLayout, ViewGrid
@@ -77,7 +82,8 @@ class VLACacheConfig(ScorePrunerConfig):
     never skipped, ``schedule_gain`` k of the schedule 'paper'; 'uniform' skips the same tokens in
     all layers. ``deep_layers`` where relevance is read, None: layer 15 of 32.
 
-    ``retention_ratio``: published are 150 of 256 tokens skipped at most, i.e. 0.41.
+    ``retention_ratio``: published are the 150 most static of 256 tokens, i.e. 0.41; what is
+    relevant among them is computed all the same.
     """
 
     retention_ratio: float = 0.41
@@ -95,6 +101,9 @@ class VLACacheConfig(ScorePrunerConfig):
         check_range('relevant_share', self.relevant_share, 0, 1, 'published: 0.39')
         check_choice('schedule', self.schedule, ('paper', 'code', 'uniform'))
         check_range('schedule_gain', self.schedule_gain, 0, math.inf, 'k of the paper')
+        if self.schedule != 'paper':
+            why = f'in schedule {self.schedule!r}'
+            check_unused('schedule_gain', self.schedule_gain, VLACacheConfig.schedule_gain, why)
 
 
 @dataclass(frozen=True)
@@ -228,11 +237,11 @@ def skipping_order(
     for group, quota in quota_groups(layout, config.retention_ratio, config.quota_scope):
         size = group.stop - group.start
         n_relevant = min(round(size * config.relevant_share), quota)
-        is_candidate = similarity[group] >= config.static_threshold
-        is_candidate &= ranks(relevance[group]) >= n_relevant
-        order = _by_staticness(similarity[group], relevance[group], is_candidate)
-        may_skip[group.start + order[: size - quota]] = True
-        may_skip[group] &= is_candidate
+        # Equally static: the lower index, as published. Relevance must not break this tie: in a
+        # still picture all tokens are equal, and the relevant ones would then cost nothing.
+        is_static = ranks(similarity[group]) < size - quota
+        is_static &= similarity[group] >= config.static_threshold
+        may_skip[group] = is_static & (ranks(relevance[group]) >= n_relevant)
     return _by_staticness(similarity, relevance, may_skip), may_skip.sum()
 
 
@@ -246,7 +255,8 @@ def _by_staticness(
 
 
 def skipped_shares(entropy: Sequence[float], config: VLACacheConfig) -> list[float]:
-    """alpha of every layer, in [0, 1] and never decreasing, from finite ``entropy`` [L]."""
+    """alpha of every layer, in [0, 1] and never decreasing, from finite ``entropy`` [L]. Schedules
+    that read it begin at ``pruning_layer``: 0 below."""
     if config.schedule == 'uniform':
         return [1.0] * len(entropy)
     if config.schedule == 'paper':
@@ -254,14 +264,19 @@ def skipped_shares(entropy: Sequence[float], config: VLACacheConfig) -> list[flo
         for before, here in pairwise(entropy):
             total += (before - here) / before if before > 0 else 0.0
             shares.append(min(max(config.schedule_gain * total, 0.0), 1.0))
-        return list(accumulate(shares, max))
+        return _never_decreasing(shares, config.pruning_layer)
     low, high = min(entropy), max(entropy)
     raw = [1 - (value - low) / (high - low) if high > low else 0.0 for value in entropy]
     for layer in range(1, len(raw)):
         raw[layer] = raw[layer - 1] + _damped(raw[layer] - raw[layer - 1])
-    looked_at = {round(layer * len(raw) / CODE_DEPTH) for layer in CODE_LAYERS}
+    scaled = (round(layer * len(raw) / CODE_DEPTH) for layer in CODE_LAYERS)
+    looked_at = {max(layer, config.pruning_layer) for layer in scaled}
     shares = [share if layer in looked_at else 0.0 for layer, share in enumerate(raw)]
-    return list(accumulate(shares, max))
+    return _never_decreasing(shares, config.pruning_layer)
+
+
+def _never_decreasing(shares: Sequence[float], first: int) -> list[float]:
+    return list(accumulate([0.0] * first + list(shares[first:]), max))
 
 
 def _damped(rise: float) -> float:

@@ -34,7 +34,8 @@ from safe_pruner_ros.types import Observation
 
 
 def cogact_layout(views: tuple[ViewGrid, ...], n_text: int) -> TokenLayout:
-    """``n_text`` T counts BOS and 29871, not the cognition token behind them."""
+    """``n_text`` T counts BOS and 29871, not the cognition token behind them, which closes the
+    prompt."""
     n_visual = sum(view.n_tokens for view in views)
     cognition = n_visual + n_text
     return TokenLayout(
@@ -43,6 +44,7 @@ def cogact_layout(views: tuple[ViewGrid, ...], n_text: int) -> TokenLayout:
         text=Span(1 + n_visual, cognition),
         action=Span(cognition, cognition + 1),
         length=cognition + 1,
+        prefill=Span(0, cognition + 1),
     )
 
 
@@ -72,6 +74,8 @@ def to_physical(normalised: npt.ArrayLike, action_range: Range) -> FloatArray:
 
 class CogACTPolicy(OpenVLAFamilyPolicy):
     """One image, no proprioception. Every episode repeats the noise of ``diffusion.seed``."""
+
+    causal = True
 
     def __init__(
         self,

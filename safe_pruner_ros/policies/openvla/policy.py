@@ -7,13 +7,14 @@ go on at the ORIGINAL positions, so each equals a causal pass with the pruned ke
 
 Early saliency comes from the last prompt row, the only one in the prefill that emits an action
 token. The deep saliency of 'action' queries comes from the decoding stage, as SAFE-Pruner has it:
-the mean over the rows of the tokens fed back, on key timesteps only.
+the mean over the rows of the tokens fed back (`action_stage.py`). VLA-Pruner's release (fa5bfed,
+`_extract_action_modality_attentions`) counts the rows that emit an action: the last of the prompt
+besides, seven in all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ import torch
 from jaxtyping import Float, Int64
 from transformers import DynamicCache
 
-from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest
-from safe_pruner_ros.core.saliency import attention_saliency
+from safe_pruner_ros.core.pruner import Pruner
 from safe_pruner_ros.core.tokens import Span, TokenLayout, ViewGrid
+from safe_pruner_ros.policies.action_stage import ActionStage
 from safe_pruner_ros.policies.action_statistics import Range
 from safe_pruner_ros.policies.checkpoint_check import Backend
 from safe_pruner_ros.policies.deployment import Deployment
@@ -37,11 +38,12 @@ from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, rotate
 
 
 def openvla_layout(views: tuple[ViewGrid, ...], n_text: int) -> TokenLayout:
-    """``n_text`` T counts BOS and 29871. The action row is the last one."""
+    """``n_text`` T counts BOS and 29871. The action row is the last one, of the prompt itself."""
     n_visual = sum(view.n_tokens for view in views)
     length = n_visual + n_text
     visual, text = Span(1, 1 + n_visual), Span(1 + n_visual, length)
-    return TokenLayout(views, visual, text, Span(length - 1, length), length)
+    action, prompt = Span(length - 1, length), Span(0, length)
+    return TokenLayout(views, visual, text, action, length, prompt)
 
 
 def decode_actions(
@@ -70,11 +72,8 @@ def decode_actions(
         observe=False,
         **how,
     )
-    by_layer: dict[int, SaliencyRequest] = {}
-    if out.plan.retained is None and n_actions > 1:
-        late = set(pruner.deep_requests) - set(pruner.shallow_requests)
-        by_layer = {request.layer: request for request in late if request.queries == 'action'}
-    decoded: dict[SaliencyRequest, list[torch.Tensor]] = {r: [] for r in by_layer.values()}
+    # Layers of one decoder scale alike.
+    stage = ActionStage(out, pruner, decoder.layers[0].self_attn.scaling)
     ids = [_greedy(lm_head(out.hidden[:, -1:]))]
     for position in range(layout.length, layout.length + n_actions - 1):
         hidden = network.embed_ids(ids[-1])
@@ -90,33 +89,21 @@ def decode_actions(
                 use_cache=True,
                 is_causal=False,
             )
-            if index in by_layer:
-                keys = cache.layers[index].keys[0]
-                decoded[by_layer[index]].append(_row_saliency(layer, row, cos_sin, keys, layout))
+            if index in stage.layers:
+                stage(index, _query(layer, row, cos_sin), cache.layers[index].keys[0])
         ids.append(_greedy(lm_head(decoder.norm(hidden))))
-    if decoded:
-        late_saliency = {request: torch.stack(rows).mean(0) for request, rows in decoded.items()}
-        saliency = {**out.attention.saliency, **late_saliency}
-        out = replace(out, attention=replace(out.attention, saliency=saliency))
-    return out, torch.cat(ids, dim=1)[0]
+    return stage.answered(), torch.cat(ids, dim=1)[0]
 
 
-def _row_saliency(
-    layer: Any,
-    row: Float[torch.Tensor, '1 1 D'],
-    cos_sin: tuple[torch.Tensor, torch.Tensor],
-    keys: Float[torch.Tensor, 'H L d'],
-    layout: TokenLayout,
-) -> Float[torch.Tensor, ' V']:
-    """Attention of one decoded row over the cached keys (rotated already, its own among them),
-    averaged over heads; the layer's input is ``row``."""
+def _query(
+    layer: Any, row: Float[torch.Tensor, '1 1 D'], cos_sin: tuple[torch.Tensor, torch.Tensor]
+) -> Float[torch.Tensor, 'H 1 d']:
+    """What a ``layer`` whose input is ``row`` asks with, rotated."""
     attention = layer.self_attn
     query = attention.q_proj(layer.input_layernorm(row)[0])
     query = query.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
     cos, sin = cos_sin
-    visual = slice(layout.visual.start, layout.visual.stop)
-    query = rotate(query, cos[0], sin[0])
-    return attention_saliency(query, keys, visual, attention.scaling, None)
+    return rotate(query, cos[0], sin[0])
 
 
 def _greedy(logits: torch.Tensor) -> torch.Tensor:
@@ -138,6 +125,8 @@ def ids_to_actions(
 
 class OpenVLAPolicy(OpenVLAFamilyPolicy):
     """One image, no proprioception, one action per query."""
+
+    causal = True
 
     def __init__(
         self,

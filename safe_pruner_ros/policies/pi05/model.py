@@ -86,14 +86,15 @@ class Pi05(nn.Module):
         """Places of ``views`` (names, in order) and ``n_text`` text tokens.
 
         The prefix holds no action token. The rows that tell what matters are the last
-        ``query_rows`` text tokens: they close the prompt, right before the actions.
+        ``query_rows`` text tokens: they close the prompt, to which they belong, right before the
+        actions.
         """
         grid = self.config.vision.grid
         visual = Span(0, len(views) * grid * grid)
         text = Span(visual.stop, visual.stop + n_text)
         action = Span(text.stop - min(query_rows, n_text), text.stop)
         grids = tuple(ViewGrid(name, grid, grid) for name in views)
-        return TokenLayout(grids, visual, text, action, text.stop)
+        return TokenLayout(grids, visual, text, action, text.stop, Span(0, text.stop))
 
     # -- actions --------------------------------------------------------------------------------
 

@@ -5,14 +5,13 @@ the last prefix layer computes keys and values only, the time modulation is comp
 
 Pruning. The prefix is what is pruned; the action expert then reads, in layer l, the keys and
 values that prefix layer l kept. The prefix has no action token, so early saliency is asked of the
-end of the prompt (`Pi05.layout`); the deep saliency of a key timestep is that of the action rows
-in the expert, averaged over the denoising steps.
+end of the prompt (`Pi05.layout`); the deep saliency is that of the action rows in the expert,
+averaged over the denoising steps (`action_stage.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from time import perf_counter_ns
 from typing import Any
 
@@ -22,9 +21,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest
-from safe_pruner_ros.core.saliency import attention_saliency
-from safe_pruner_ros.core.tokens import TokenLayout
+from safe_pruner_ros.core.pruner import Pruner
+from safe_pruner_ros.policies.action_stage import ActionStage
 from safe_pruner_ros.policies.checkpoint_check import Backend
 from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.patches import image_patches
@@ -131,22 +129,18 @@ class Pi05Policy(PrunedPolicy):
             observe=False,
         )
         decoded = perf_counter_ns()
-        watcher = None
-        if out.plan.retained is None and pruner.deep_requests:
-            watcher = ActionSaliency(model, layout, pruner)
+        stage = ActionStage(out, pruner, model.config.expert.head_dim**-0.5)
         actions = self.denoise(
             self._noise_of(step),
             cached_keys_values(cache),
             layout.length,
             self._modulations,
-            watcher,
+            stage if stage.layers else None,
         )
         chunk = self._chunk(actions[0], positions, observation.stamp_ns)
         finished = perf_counter_ns()
 
-        if watcher is not None:
-            saliency = {**out.attention.saliency, **watcher.saliency()}
-            out = replace(out, attention=replace(out.attention, saliency=saliency))
+        out = stage.answered()
         latency = {
             'preprocess': (prepared - began) / 1e6,
             'vision': (encoded - prepared) / 1e6,
@@ -204,36 +198,6 @@ class Pi05Policy(PrunedPolicy):
         """A GPU runs behind the host; stage times are taken when it is done."""
         if self._device.type == 'cuda':
             torch.cuda.synchronize(self._device)
-
-
-class ActionSaliency:
-    """Saliency of the visual tokens for the action rows of the expert, on an unpruned step.
-
-    Answers the pruner's deep requests for 'action' rows, which do not exist in the prefix. A
-    request that is a shallow one too keeps its answer from there: pruned steps compare with it.
-    """
-
-    def __init__(self, model: Pi05, layout: TokenLayout, pruner: Pruner) -> None:
-        self._requests = {
-            request.layer: request
-            for request in pruner.deep_requests
-            if request.queries == 'action' and request not in pruner.shallow_requests
-        }
-        self._visual = slice(layout.visual.start, layout.visual.stop)
-        self._scaling = model.config.expert.head_dim**-0.5
-        self._seen: dict[int, list[torch.Tensor]] = {layer: [] for layer in self._requests}
-
-    def __call__(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
-        if layer in self._requests:
-            saliency = attention_saliency(query, key, self._visual, self._scaling)
-            self._seen[layer].append(saliency)
-
-    def saliency(self) -> dict[SaliencyRequest, torch.Tensor]:
-        """Mean over the denoising steps."""
-        return {
-            self._requests[layer]: torch.stack(seen).mean(dim=0)
-            for layer, seen in self._seen.items()
-        }
 
 
 def load(files: Pi05Files, method: str, settings: Mapping[str, Any]) -> Pi05Policy:

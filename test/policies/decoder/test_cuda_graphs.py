@@ -84,6 +84,29 @@ def test_graphs_answer_as_eager(model: RandomModel, method: str) -> None:
     assert capture.captures == 2 + len(modes) + denoising
 
 
+@pytest.mark.parametrize('method', ['vla_pruner', 'diverse_forecast'])
+def test_pruners_observe_what_they_do_eagerly(model: RandomModel, method: str) -> None:
+    """Also on pruned steps, where the actions of pi0.5 and OpenVLA read a shortened prefix."""
+    observed: dict[bool, list[Any]] = {False: [], True: []}
+    for is_graphed, steps in observed.items():
+        policy: Any = model.make_policy(method, {'retention_ratio': 0.3})
+        if is_graphed:
+            use_graphs(policy, FixedAddresses())
+        observe = policy._pruner.observe
+
+        def note(*step: Any, steps: list[Any] = steps, observe: Any = observe) -> None:
+            steps.append(step[2].saliency)
+            observe(*step)
+
+        policy._pruner.observe = note
+        for observation in random_observations(policy, 5):
+            policy.predict(observation)
+    for eager, graphed in zip(*observed.values(), strict=True):
+        assert eager.keys() == graphed.keys()
+        for request, saliency in eager.items():
+            torch.testing.assert_close(graphed[request], saliency, atol=1e-6, rtol=1e-4)
+
+
 def test_no_capture_after_the_warm_up(model: RandomModel) -> None:
     policy = model.make_policy('safe_pruner', METHODS['safe_pruner'])
     capture = FixedAddresses()

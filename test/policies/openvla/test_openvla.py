@@ -12,6 +12,7 @@ import torch
 from helpers.shared_network import assert_lanes_equal_separate_loads
 
 from safe_pruner_ros.core.catalog import METHODS, accepted_settings, build_pruner
+from safe_pruner_ros.core.pruner import SaliencyRequest
 from safe_pruner_ros.core.tokens import ViewGrid
 from safe_pruner_ros.policies.action_layout import absolute
 from safe_pruner_ros.policies.deployment import Deployment
@@ -77,6 +78,14 @@ def embeddings_of(tiny: SimpleNamespace, tested: OpenVLAPolicy, seed: int) -> to
     return torch.cat([text[:, :1], tiny.reference.visual(pixels), text[:, 1:]], dim=1)
 
 
+def test_layout() -> None:
+    """The row that acts is the last of the prompt, and one of its rows."""
+    layout = openvla_layout((ViewGrid('head', 16, 16),), 28)
+    assert layout.query_positions('text') == slice(257, 284)
+    assert layout.query_positions('action') == layout.query_positions('last') == slice(283, 284)
+    assert layout.query_positions('prefill') == slice(0, 284)
+
+
 def test_lanes_on_one_network_answer_as_separate_loads(openvla_tiny: SimpleNamespace) -> None:
     assert_lanes_equal_separate_loads(
         lambda method, settings: policy(openvla_tiny, method, **settings),
@@ -135,6 +144,27 @@ def test_every_method_decodes_as_if_what_left_were_masked(
 
 
 @torch.no_grad()
+def attention_maps(
+    tiny: SimpleNamespace, embeddings: torch.Tensor, ids: torch.Tensor, masked: list[int]
+) -> list[torch.Tensor]:
+    """[H, S, S] by layer: the prompt and all tokens fed back in one causal pass, with the keys
+    ``masked`` invisible from layer 3 on."""
+    llama = tiny.reference.llama()
+    hidden = torch.cat([embeddings, tiny.reference.embed(ids[None, :-1])], dim=1)
+    length = hidden.shape[1]
+    cos_sin = llama.rotary_emb(hidden, torch.arange(length)[None])
+    mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
+    maps = []
+    for index, layer in enumerate(llama.layers):
+        if index == 3:
+            mask[:, masked] = torch.finfo(torch.float32).min
+        normed = layer.input_layernorm(hidden)
+        maps.append(layer.self_attn(normed, cos_sin, mask[None, None])[1][0])
+        hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=cos_sin)
+    return maps
+
+
+@torch.no_grad()
 def test_deep_saliency_is_that_of_the_decoding_stage(openvla_tiny: SimpleNamespace) -> None:
     """Equals the attention maps of the full sequence, rows of the six tokens fed back."""
     tested = policy(openvla_tiny)
@@ -144,22 +174,81 @@ def test_deep_saliency_is_that_of_the_decoding_stage(openvla_tiny: SimpleNamespa
     out, ids = decode_actions(
         tested.network, embeddings, layout, pruner, 7, instruction_key='x', step=0
     )
-    llama, n_prompt = openvla_tiny.reference.llama(), layout.length
-    hidden = torch.cat([embeddings, openvla_tiny.reference.embed(ids[None, :-1])], dim=1)
-    length = hidden.shape[1]
-    cos_sin = llama.rotary_emb(hidden, torch.arange(length)[None])
-    mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
-    maps = []
-    for layer in llama.layers:
-        normed = layer.input_layernorm(hidden)
-        maps.append(layer.self_attn(normed, cos_sin, mask)[1][0])
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=cos_sin)
+    maps, n_prompt = attention_maps(openvla_tiny, embeddings, ids, []), layout.length
     assert {request.layer for request in out.attention.saliency} == {0, 2, 4, 5}
     for request, saliency in out.attention.saliency.items():
         is_early = request in pruner.shallow_requests
         rows = slice(n_prompt - 1, n_prompt) if is_early else slice(n_prompt, n_prompt + 6)
         expected = maps[request.layer][:, rows, 1:17].mean(dim=(0, 1))
         assert torch.allclose(saliency, expected, atol=1e-6), request
+
+
+@torch.no_grad()
+def test_a_pruned_step_reads_the_decoding_stage_too(openvla_tiny: SimpleNamespace) -> None:
+    """Below the cut every visual key is there; above it those that left read 0."""
+    tested, layout = policy(openvla_tiny), openvla_layout((ViewGrid('head', 4, 4),), IDS.shape[1])
+    pruner = build_pruner('fastv', openvla_tiny.n_layers, retention_ratio=0.25, pruning_layer=3)
+    asked = [
+        SaliencyRequest(layer, 'action', per_query, on_pruned_steps=True)
+        for layer in (1, 3, 5)
+        for per_query in (False, True)
+    ]
+    pruner.deep_requests = (*asked, SaliencyRequest(4, 'action'))
+    embeddings = embeddings_of(openvla_tiny, tested, 0)
+    out, ids = decode_actions(
+        tested.network, embeddings, layout, pruner, 7, instruction_key='x', step=0
+    )
+    masked = sorted(set(range(layout.length)) - set(out.kept_positions.tolist()))
+    assert len(masked) == 12
+    maps, n_prompt = attention_maps(openvla_tiny, embeddings, ids, masked), layout.length
+    assert set(out.attention.saliency) == {*asked, *pruner.shallow_requests}  # not layer 4
+    for request in asked:
+        rows = maps[request.layer][:, n_prompt : n_prompt + 6, 1:17].mean(dim=0)
+        expected = rows if request.per_query else rows.mean(dim=0)
+        got = out.attention.saliency[request]
+        assert got.shape == expected.shape and torch.allclose(got, expected, atol=1e-6), request
+        assert (expected == 0).any() == (request.layer >= 3)
+
+
+def test_skipped_tokens_are_seen_by_the_decoding_stage(openvla_tiny: SimpleNamespace) -> None:
+    """VLA-Cache on a picture that stands still: as if every token were computed."""
+    tested = policy(
+        openvla_tiny, 'vla_cache', retention_ratio=0.25, relevant_share=0.0, schedule='uniform'
+    )
+    pruner, request = tested._pruner, SaliencyRequest(4, 'action', on_pruned_steps=True)
+    pruner.deep_requests = (*pruner.deep_requests, request)
+    seen, observe = [], pruner.observe
+    pruner.observe = lambda *step: (seen.append(step[2].saliency[request]), observe(*step))
+    assert [tested.predict(observation()).trace.n_retained for _ in range(2)] == [16, 4]
+    assert torch.allclose(seen[0], seen[1], atol=1e-6) and (seen[1] > 0).all()
+    embeddings = embeddings_of(openvla_tiny, tested, 0)
+    ids = torch.tensor(recompute(openvla_tiny, embeddings, [], 7))
+    n_prompt, maps = embeddings.shape[1], attention_maps(openvla_tiny, embeddings, ids, [])
+    expected = maps[4][:, n_prompt : n_prompt + 6, 1:17].mean(dim=(0, 1))
+    assert torch.allclose(seen[1], expected, atol=1e-6)
+
+
+@torch.no_grad()
+def test_diverse_forecast_remembers_the_decoding_stage(openvla_tiny: SimpleNamespace) -> None:
+    """In an episode that starts pruned, and goes on so."""
+    tested, layout = policy(openvla_tiny), openvla_layout((ViewGrid('head', 4, 4),), IDS.shape[1])
+    settings = {'retention_ratio': 0.25, 'similarity_threshold': 0.0}
+    pruner = build_pruner('diverse_forecast', openvla_tiny.n_layers, **settings)
+    for step in range(3):
+        embeddings = embeddings_of(openvla_tiny, tested, step)
+        out, ids = decode_actions(
+            tested.network, embeddings, layout, pruner, 7, instruction_key='x', step=step
+        )
+        pruner.observe(out.context, out.plan, out.attention)
+        assert out.plan.retained is not None
+        kept = out.plan.retained.visual_index
+        masked = sorted(set(range(layout.length)) - set(out.kept_positions.tolist()))
+        maps, n_prompt = attention_maps(openvla_tiny, embeddings, ids, masked), layout.length
+        rows = [
+            maps[layer][:, n_prompt : n_prompt + 6, 1:17].mean(dim=(0, 1)) for layer in (0, 4, 5)
+        ]
+        remembered = pruner._cache.get().saliency[1:, kept]
+        assert torch.allclose(remembered, torch.stack(rows)[:, kept], atol=1e-6)
 
 
 def test_unpruned_policy_decodes_the_references_ids(openvla_tiny: SimpleNamespace) -> None:
@@ -186,11 +275,13 @@ def test_token_ids_are_bins_from_the_end_of_the_vocabulary() -> None:
 def test_retention_one_equals_unpruned_bit_for_bit(
     openvla_tiny: SimpleNamespace, method: str
 ) -> None:
-    settings = {'retention_ratio': 1.0} if 'retention_ratio' in accepted_settings(method) else {}
+    wanted = {'retention_ratio': 1.0, 'similarity_threshold': 0.0}
+    settings = {k: v for k, v in wanted.items() if k in accepted_settings(method)}
     tested, full = policy(openvla_tiny, method, **settings), policy(openvla_tiny, 'unpruned')
-    for seed in range(2):
+    for seed in range(4):  # until the methods that begin with full steps choose what to keep
         a, b = tested.predict(observation(seed)), full.predict(observation(seed))
         assert np.array_equal(a.chunk.positions, b.chunk.positions)
+    assert not a.trace.is_key_timestep and not a.trace.fallback
 
 
 def test_vla_cache_answers_alike_while_nothing_moves(openvla_tiny: SimpleNamespace) -> None:

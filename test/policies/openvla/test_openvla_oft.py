@@ -159,12 +159,14 @@ def test_graphs_are_not_shared(openvla_tiny: SimpleNamespace) -> None:
 def test_retention_one_equals_unpruned_bit_for_bit(
     openvla_tiny: SimpleNamespace, method: str
 ) -> None:
-    settings = {'retention_ratio': 1.0} if 'retention_ratio' in accepted_settings(method) else {}
+    wanted = {'retention_ratio': 1.0, 'similarity_threshold': 0.0}
+    settings = {k: v for k, v in wanted.items() if k in accepted_settings(method)}
     tested = policy(openvla_tiny, method, settings=settings)
     full = policy(openvla_tiny, 'unpruned')
-    for seed in range(2):
+    for seed in range(4):  # until the methods that begin with full steps choose what to keep
         a, b = tested.predict(observation(seed=seed)), full.predict(observation(seed=seed))
         assert np.array_equal(a.chunk.positions, b.chunk.positions)
+    assert not a.trace.is_key_timestep and not a.trace.fallback
 
 
 def test_vla_cache_answers_alike_while_nothing_moves(openvla_tiny: SimpleNamespace) -> None:
@@ -219,6 +221,7 @@ def test_layout_is_that_of_the_paper() -> None:
     assert (layout.readout.start, layout.readout.stop) == (n - 58, n - 2)
     assert (layout.tokens.action.start, layout.tokens.action.stop) == (n - 57, n - 1)
     assert layout.tokens.text.start == 514 and layout.tokens.text.stop == n - 57
+    assert layout.tokens.query_positions('prefill') == slice(0, n - 57)
     assert oft_layout(views, 28, 56, has_proprio=False).tokens.length == 597
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb, repeat_kv
 
 from safe_pruner_ros.core.catalog import METHODS, accepted_settings
+from safe_pruner_ros.core.pruner import StepAttention
 from safe_pruner_ros.policies.action_layout import absolute
 from safe_pruner_ros.policies.action_statistics import Range
 from safe_pruner_ros.policies.deployment import Deployment
@@ -218,10 +219,16 @@ def test_lanes_on_one_network_answer_as_separate_loads(model):
 
 @pytest.mark.parametrize('method', PRUNERS)
 def test_retention_one_equals_unpruned_bit_for_bit(model, method):
-    kept, full = policy(model, method, retention_ratio=1.0), policy(model)
-    for seed in range(2):
-        a, b = kept.predict(observation(seed)), full.predict(observation(seed))
+    extra = (
+        {'similarity_threshold': 0.0}
+        if 'similarity_threshold' in accepted_settings(method)
+        else {}
+    )
+    tested, full = policy(model, method, retention_ratio=1.0, **extra), policy(model)
+    for seed in range(4):  # until the methods that begin with full steps choose what to keep
+        a, b = tested.predict(observation(seed)), full.predict(observation(seed))
         assert np.array_equal(a.chunk.positions, b.chunk.positions)
+    assert not a.trace.is_key_timestep and not a.trace.fallback
 
 
 def test_vla_cache_answers_alike_while_nothing_moves(model):
@@ -235,6 +242,15 @@ def test_vla_cache_answers_alike_while_nothing_moves(model):
     assert cached.predict(observation(1)).trace.n_retained == 32
 
 
+def test_layout(model):
+    """The rows that stand for the actions close the prompt, and belong to it."""
+    for n_rows in (1, 4):
+        layout = model.layout(VIEWS, 20, n_rows)
+        assert layout.query_positions('action') == slice(52 - n_rows, 52)
+        assert layout.query_positions('text') == slice(32, 52)
+        assert layout.query_positions('prefill') == slice(0, 52)
+
+
 def test_action_positions_matter(model):
     """Counting from the shortened prefix instead of the original one would be seen."""
     generator = torch.Generator().manual_seed(0)
@@ -246,11 +262,16 @@ def test_action_positions_matter(model):
     assert (a - b).abs().max() > 1e-3
 
 
+def watch_pruner(tested: Pi05Policy) -> list[StepAttention]:
+    """What its pruner observes from here on, step by step."""
+    observed, observe = [], tested._pruner.observe
+    tested._pruner.observe = lambda *step: (observed.append(step[2]), observe(*step))
+    return observed
+
+
 def test_deep_saliency_is_that_of_the_action_rows(model):
     tested, seen = policy(model, 'safe_pruner', retention_ratio=0.5), observation()
-    pruner, observed = tested._pruner, []
-    observe = pruner.observe
-    pruner.observe = lambda *arguments: (observed.append(arguments[2]), observe(*arguments))
+    pruner, observed = tested._pruner, watch_pruner(tested)
     tested.predict(seen)
     _, expected = reference(model, tested, seen)
     layers = [r for r in pruner.deep_requests if r not in pruner.shallow_requests]
@@ -258,6 +279,37 @@ def test_deep_saliency_is_that_of_the_action_rows(model):
     for request in layers:
         got = observed[0].saliency[request]
         torch.testing.assert_close(got, expected[request.layer], atol=1e-6, rtol=1e-5)
+
+
+def test_pruned_steps_read_the_action_rows_too(model):
+    """Step by step the same quantity, warm-up or not; a token that has left reads 0."""
+    tested = policy(model, 'vla_pruner', retention_ratio=0.3, deep_layers=(1, 3, 5))
+    pruner, observed = tested._pruner, watch_pruner(tested)
+    for step in range(6):
+        seen = observation(step)
+        kept = tested.predict(seen).trace.retained_index.tolist()
+        assert len(kept) == (32 if step < 3 else 10)
+        dropped = set(range(32)) - set(kept)
+        _, expected = reference(model, tested, seen, step, pruner.pruning_layer, dropped)
+        for request in pruner.deep_requests:
+            got = observed[step].saliency[request]
+            torch.testing.assert_close(got, expected[request.layer], atol=1e-6, rtol=1e-5)
+
+
+def test_diverse_forecast_remembers_the_action_rows(model):
+    """In an episode that starts pruned, and goes on so."""
+    settings = {'retention_ratio': 0.3, 'similarity_threshold': 0.0}
+    tested = policy(model, 'diverse_forecast', **settings)
+    for step in range(3):
+        seen = observation(step)
+        trace = tested.predict(seen).trace
+        kept = trace.retained_index
+        assert not trace.is_key_timestep and len(kept) == 10
+        dropped = set(range(32)) - set(kept.tolist())
+        _, maps = reference(model, tested, seen, step, tested._pruner.pruning_layer, dropped)
+        expected = torch.stack([maps[layer] for layer in (0, 4, 5)])[:, kept]
+        remembered = tested._pruner._cache.get().saliency[1:, kept]
+        torch.testing.assert_close(remembered, expected, atol=1e-6, rtol=1e-5)
 
 
 # -- as a policy ----------------------------------------------------------------------------------

@@ -1,0 +1,72 @@
+"""A `ScorePruner` that looks back: what rows of deep layers saw in the last policy steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from safe_pruner_ros.core.pruner import (
+    KeyframeReason,
+    SaliencyRequest,
+    StepAttention,
+    StepContext,
+    StepPlan,
+)
+from safe_pruner_ros.core.score_pruner import ScorePruner, ScorePrunerConfig
+from safe_pruner_ros.core.selection import is_usable
+from safe_pruner_ros.core.step_history import PastStep, StepHistory
+from safe_pruner_ros.core.tokens import QueryGroup
+
+
+class HistoryPruner(ScorePruner):
+    """Remembers of each of the last ``length`` steps the saliency that the ``queries`` rows give
+    in ``layers``, their mean; measured on pruned steps, too."""
+
+    first_pruning_layer = 1
+
+    def __init__(
+        self,
+        config: ScorePrunerConfig,
+        n_layers: int,
+        queries: QueryGroup,
+        layers: Iterable[int],
+        length: int,
+    ) -> None:
+        super().__init__(config, n_layers)
+        self.deep_requests = tuple(
+            SaliencyRequest(layer, queries, on_pruned_steps=True) for layer in layers
+        )
+        self._history = StepHistory(length)
+        self._keyframe_forced = False
+
+    def why_in_full(self, past: list[PastStep]) -> KeyframeReason | None:
+        """Why a step that remembers ``past``, most recent first, runs in full; None: no reason."""
+        raise NotImplementedError(f'{type(self).__name__} must define why_in_full(past)')
+
+    def plan(self, context: StepContext) -> StepPlan:
+        plan = super().plan(context)
+        if plan.retained is None:
+            return plan
+        reason = self.why_in_full(self._history.before(context))
+        if reason is None and self._keyframe_forced:
+            reason = KeyframeReason.FORCED
+        return plan if reason is None else replace(plan, retained=None, keyframe=reason)
+
+    def observe(self, context: StepContext, plan: StepPlan, attention: StepAttention) -> None:
+        """Remember what the rows looked at; a step in doubt leaves nothing behind."""
+        measured = torch.stack([attention.saliency[request] for request in self.deep_requests])
+        saliency = measured.float().mean(dim=0)
+        if not plan.fallback and bool(is_usable(saliency)):
+            self._history.put(context, saliency)
+            if plan.retained is None:
+                self._keyframe_forced = False
+
+    def force_keyframe(self) -> None:
+        """The next step that ends well runs in full."""
+        self._keyframe_forced = True
+
+    def reset(self) -> None:
+        self._history.clear()
+        self._keyframe_forced = False
