@@ -30,6 +30,15 @@ from safe_pruner_ros.cli_common import (
     size,
 )
 
+# The package's word for wrong requests, and paths that are not what they should be.
+WRONG_REQUESTS = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -50,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except (ValueError, FileNotFoundError) as error:  # the package's word for wrong requests
+    except WRONG_REQUESTS as error:
         if parsed.debug:
             raise
         print(f'{PROGRAM} {parsed.name}: error: {error}', file=sys.stderr)

@@ -112,7 +112,8 @@ def _replay(arguments: argparse.Namespace) -> int:
     chosen = methods.split_methods(arguments.methods or [config.pruner.method])
     ratio = config.pruner.retention_ratio
     kept = methods.parse_ratios(arguments.retention) if arguments.retention else [ratio]
-    cells = plan.build_cells(chosen, kept, settings, configured)
+    causal = config.policy.name in import_module('safe_pruner_ros.policies.catalog').CAUSAL
+    cells = plan.build_cells(chosen, kept, settings, configured, causal=causal)
     return int(import_module('safe_pruner_ros.ros.bags.replay').main(arguments, config, cells))
 
 

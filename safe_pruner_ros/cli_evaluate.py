@@ -28,7 +28,8 @@ def add_commands(commands: Any) -> None:
 def _add_baseline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--baseline', nargs='+', default=['unpruned'], metavar='METHOD', help='what differences '
-        'are taken to; each after the first gets a table of paired tests'
+        'are taken to, METHOD@RATIO: to that one cell; each after the first gets a table of '
+        'paired tests'
     )  # fmt: skip
 
 
@@ -80,6 +81,11 @@ def _add_evaluate(commands: Any) -> None:
         action='store_true',
         help='only print what would run, and how many episodes '
         'that is; how long they take depends on this machine',
+    )
+    parser.add_argument(
+        '--retry-errors',
+        action='store_true',
+        help='run episodes again that ended in an error, and replace their records',
     )
     parser.add_argument('--out', type=Path, default=Path('out/evaluate'), help='results folder')
     add_policy_arguments(parser)
@@ -156,6 +162,12 @@ def _add_analyse(commands: Any) -> None:
         help='whose tau is varied for subtasks on recordings; empty: safe_pruner',
     )
     parser.add_argument('--max-lag', type=int, default=10, help='of a forecast, policy steps')
+    parser.add_argument(
+        '--cohort-lag',
+        type=int,
+        default=4,
+        help='forecast: steps with every lag up to this one are shown by themselves as well',
+    )
     parser.add_argument('--tolerance', type=int, default=1, help='of a detection, policy steps')
     parser.add_argument('--jobs', type=int, default=0, help='episodes at a time; 0: one a core')
     parser.add_argument('--backend', default='local', help='joblib backend, as for evaluate')
@@ -165,6 +177,7 @@ def _add_analyse(commands: Any) -> None:
 
 def _analyse(arguments: argparse.Namespace) -> int:
     at_least('--max-lag', arguments.max_lag, 1)
+    at_least('--cohort-lag', arguments.cohort_lag, 1)
     at_least('--tolerance', arguments.tolerance, 0)
     at_least('--jobs', arguments.jobs, 0)
     policy, configured = read_policy_file(arguments)

@@ -80,6 +80,8 @@ def test_evaluate_says_what_it_would_run(capsys, tmp_path) -> None:
         (['analyse', 'forecast', '/nowhere'], 'reads recordings'),
         (['analyse', 'forecast', '--seeds', '3'], 'in no evaluation split'),
         (['analyse', 'forecast', '--max-lag', '0'], '--max-lag'),
+        (['analyse', 'forecast', '--cohort-lag', '0'], '--cohort-lag'),
+        (['analyse', 'core-tokens', '--set', 'forecast=False'], 'leave out forecast=False'),
         (['analyse', 'subtasks', '--tolerance', '-1'], '--tolerance'),
         (['analyse', 'subtasks', '--method', 'fastv'], 'sees no subtasks'),
         (['analyse', 'forecast', '--method', 'fastv'], 'for subtasks on recordings only'),

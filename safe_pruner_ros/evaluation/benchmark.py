@@ -12,6 +12,7 @@ from safe_pruner_ros.evaluation.plan import build_cells
 from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.provenance import run_facts
 from safe_pruner_ros.evaluation.results import to_json
+from safe_pruner_ros.policies.catalog import CAUSAL
 from safe_pruner_ros.runtime.config import PolicyConfig
 from safe_pruner_ros.sim.env import DualArmEnv
 
@@ -37,7 +38,13 @@ def main(
     """Measure, print, write; ``configured`` as in `build_cells`."""
     threads = parse_threads(arguments.threads)
     settings = parse_settings(arguments.settings)
-    cell = build_cells([arguments.method], [arguments.retention], settings, configured)[0]
+    (cell,) = build_cells(
+        [arguments.method],
+        [arguments.retention],
+        settings,
+        configured,
+        causal=policy.name in CAUSAL,
+    )
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.episodes)
     with DualArmEnv(arguments.task) as env:
         result = run_benchmark(

@@ -16,36 +16,56 @@ from safe_pruner_ros.evaluation.execution import run_jobs
 from safe_pruner_ros.evaluation.plan import EvaluationPlan, Job
 from safe_pruner_ros.evaluation.plots import write_plots
 from safe_pruner_ros.evaluation.provenance import git_commit, machine
-from safe_pruner_ros.evaluation.results import Record, ResultsError, ResultsFolder, to_json
+from safe_pruner_ros.evaluation.results import (
+    Record,
+    ResultsError,
+    ResultsFolder,
+    key_of,
+    to_json,
+)
+from safe_pruner_ros.evaluation.rollout import first_observation
 from safe_pruner_ros.evaluation.summary import CellSummary, as_dict, summarise
 from safe_pruner_ros.evaluation.tables import markdown_summary
-from safe_pruner_ros.evaluation.worker import run_job
+from safe_pruner_ros.evaluation.worker import image_size, run_job
 from safe_pruner_ros.policies.policy import InstructionError, Policy
 from safe_pruner_ros.sim.env import DualArmEnv
+
+MACS_SCOPE = (
+    'macs_mean: decoder layers only, see safe_pruner_ros/evaluation/macs.py; scoring_macs_mean: '
+    'saliency, matching and selection, see safe_pruner_ros/evaluation/flops/policy_scoring.py; '
+    'vision tower, projector and action head, the same for every method, in neither'
+)
 
 
 def check_plan(plan: EvaluationPlan) -> None:
     """Raise ValueError or FileNotFoundError for whatever would make every episode of a cell fail:
-    the checkpoint, a setting, a horizon, a task that the policy has no words for."""
+    the checkpoint, a setting, a horizon, a task that the policy has no words for. Every cell runs
+    one policy step on the first scene."""
     if not plan.seeds:
         raise ValueError('no seeds to evaluate')
     policies: dict[str, Policy] = {}
     for cell in plan.cells:
-        settings = cell.resolved()
         if cell.method not in policies:
-            policies[cell.method] = plan.policy.build(cell.method, settings)
-        policies[cell.method].update_pruner(**settings)
-    horizon = plan.rollout.execution_horizon
+            policies[cell.method] = plan.policy.build(cell.method, cell.resolved())
     policy = policies[plan.cells[0].method]
-    with DualArmEnv(plan.task) as env:
-        env.reset(plan.seeds[0])
+    height, width = image_size(policy)
+    with DualArmEnv(plan.task, height, width) as env:
+        observation = first_observation(policy, env, plan.seeds[0], plan.rollout)
         try:
-            policy.check_instruction(env.instruction)
+            policy.check_instruction(observation.instruction)
         except InstructionError as error:
             raise ValueError(f'this policy cannot be asked for {plan.task}: {error}') from error
-    chunk_size = policy.spec.chunk_size
-    if horizon > chunk_size:
-        raise ValueError(f'execution_horizon must be at most {chunk_size}, got {horizon}')
+    for cell in plan.cells:
+        policy = policies[cell.method]
+        policy.update_pruner(**cell.resolved())
+        policy.reset()
+        try:
+            policy.predict(observation)
+        except Exception as error:  # whatever a policy may raise: every episode would end so
+            raise ValueError(
+                f'{cell.variant} at {cell.retention_ratio:g} fails on its first policy step: '
+                f'{type(error).__name__}: {error}'
+            ) from error
 
 
 def count_objects(task: str, seed: int) -> int:
@@ -56,18 +76,26 @@ def count_objects(task: str, seed: int) -> int:
 
 
 def evaluate(
-    plan: EvaluationPlan, out: Path, jobs: int = 0, baselines: Sequence[str] = ('unpruned',)
+    plan: EvaluationPlan,
+    out: Path,
+    jobs: int = 0,
+    baselines: Sequence[str] = ('unpruned',),
+    *,
+    retry_errors: bool = False,
 ) -> list[CellSummary]:
     """Run every episode of ``plan`` that ``out`` does not hold yet, then write the summaries.
 
     ``jobs``: episodes at a time, 0 = one a core. joblib decides where they run, so a caller may
     choose another backend with `joblib.parallel_config`. ``baselines``: variants to take
-    differences to. Raises ResultsError for a folder that holds something else, WorkerDied;
-    episodes finished until then are kept.
+    differences to. ``retry_errors``: episodes of the plan whose record has an error run again.
+    Raises ResultsError for a folder that holds something else, WorkerDied; episodes finished until
+    then are kept.
     """
     commit = git_commit()
     with ResultsFolder(out, plan.config()) as folder:
         _check_settings(folder.episodes, plan, out)
+        if retry_errors:
+            folder.remove({key_of(episode) for episode in failed_episodes(folder.episodes, plan)})
         before = {episode.get('commit') for episode in folder.episodes} - {commit}
         if before:
             print(
@@ -83,6 +111,12 @@ def evaluate(
             cells = summarise(folder.episodes, baselines[0])
             _write_summary(folder, plan, cells, baselines, commit, len(waiting), began)
     return cells
+
+
+def failed_episodes(episodes: Iterable[Record], plan: EvaluationPlan) -> list[Record]:
+    """Those of the plan that ended in an error, be it the method's or the machine's."""
+    asked = {job.key for job in plan.jobs()}
+    return [episode for episode in episodes if episode.get('error') and key_of(episode) in asked]
 
 
 def _check_settings(episodes: Iterable[Record], plan: EvaluationPlan, out: Path) -> None:
@@ -156,7 +190,7 @@ def _write_summary(
             'seed_first': min(seeds),
             'seed_last': max(seeds),
             'complete': complete,
-            'macs_scope': 'decoder layers only, see safe_pruner_ros/evaluation/macs.py',
+            'macs_scope': MACS_SCOPE,
             'machine': machine(),
             'last_run': {'episodes': new_episodes, 'wall_s': round(wall_s, 1)},
             'cells': [as_dict(cell) for cell in cells],

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safe_pruner_ros.evaluation.evaluate import check_plan, count_objects, evaluate
+from safe_pruner_ros.evaluation.baselines import check_baseline, read_baseline
+from safe_pruner_ros.evaluation.evaluate import (
+    check_plan,
+    count_objects,
+    evaluate,
+    failed_episodes,
+)
 from safe_pruner_ros.evaluation.execution import WorkerDied, check_backend, on_backend
 from safe_pruner_ros.evaluation.methods import (
-    parse_method,
     parse_ratios,
     parse_settings,
     split_methods,
@@ -18,12 +25,15 @@ from safe_pruner_ros.evaluation.methods import (
 from safe_pruner_ros.evaluation.named_plans import NamedRun, load_named_plan
 from safe_pruner_ros.evaluation.plan import EvaluationPlan, build_cells, choose_seeds
 from safe_pruner_ros.evaluation.policy_source import PolicySource
+from safe_pruner_ros.evaluation.results import read_episodes
 from safe_pruner_ros.evaluation.rollout import RolloutSettings
+from safe_pruner_ros.policies.catalog import CAUSAL
 from safe_pruner_ros.runtime.config import PolicyConfig
 from safe_pruner_ros.sim.tasks.catalog import get_task
 
 __all__ = ['WorkerDied', 'main']
 
+FAILED = 1  # exit code: it ran, and something failed
 DEFAULT_METHODS = ('unpruned', 'diverse_forecast', 'safe_pruner', 'random', 'fastv')
 
 Configured = Mapping[str, Mapping[str, Any]]
@@ -37,22 +47,57 @@ def main(
 ) -> int:
     """Check everything, then run; ``configured`` as in `build_cells`, ``splits`` by name.
 
-    Raises ValueError or FileNotFoundError before a results folder is touched; WorkerDied.
+    0 done, 1 when an episode ended in an error. Raises ValueError or FileNotFoundError before a
+    results folder is touched; WorkerDied when all runs of the plan have had their turn.
     """
     runs = _runs(arguments, splits)
     plans = {arguments.out / run.name: _plan(run, arguments, policy, configured) for run in runs}
     baselines = [_baseline(text, list(plans.values())) for text in arguments.baseline]
+    _check_folders(plans)
     for plan in plans.values():
         check_plan(plan)
     check_backend(arguments.backend)
     if arguments.dry_run:
         print(_overview(plans))
         return 0
+    failures, deaths = [], []
     with on_backend(arguments.backend):
         for out, plan in plans.items():
-            evaluate(plan, out, arguments.jobs, baselines)
-            print((out / 'summary.md').read_text())
-    return 0
+            try:
+                evaluate(plan, out, arguments.jobs, baselines, retry_errors=arguments.retry_errors)
+            except WorkerDied as death:
+                deaths.append(death)
+            if (out / 'summary.md').is_file():
+                print((out / 'summary.md').read_text())
+            failures += _failures(out, plan)
+    if failures:
+        print('\n'.join(failures), file=sys.stderr)
+    if deaths:
+        raise WorkerDied('\n'.join(map(str, deaths)))
+    return FAILED if failures else 0
+
+
+def _check_folders(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        for path in (folder, *folder.parents):
+            if path.exists() and not path.is_dir():
+                raise ValueError(f'--out is a folder for results, but {path} is a file')
+
+
+def _failures(out: Path, plan: EvaluationPlan) -> list[str]:
+    """A line that says how many episodes of the plan ended in an error, and in which variants."""
+    failed = failed_episodes(read_episodes(out / 'episodes.jsonl'), plan)
+    if not failed:
+        return []
+    counts = Counter(
+        f'{episode["variant"]} at {episode["retention_ratio"]:g}' for episode in failed
+    )
+    where = ', '.join(f'{count} of {name}' for name, count in counts.items())
+    return [
+        f'{out}: {len(failed)} episodes ended in an error ({where}; the first: '
+        f'{failed[0]["error"]}). They count as failures; when the reason is gone, repeat the '
+        'command with --retry-errors'
+    ]
 
 
 def _runs(arguments: argparse.Namespace, splits: Mapping[str, range]) -> list[NamedRun]:
@@ -89,7 +134,9 @@ def _plan(
         configured = {**configured, method: {**configured.get(method, {}), **values}}
     return EvaluationPlan(
         task=run.task,
-        cells=build_cells(run.methods, run.retention, settings, configured),
+        cells=build_cells(
+            run.methods, run.retention, settings, configured, causal=policy.name in CAUSAL
+        ),
         seeds=run.seeds,
         split=run.split,
         asked_objects=asked,
@@ -105,13 +152,12 @@ def _plan(
 
 
 def _baseline(text: str, plans: Sequence[EvaluationPlan]) -> str:
-    """The variant's full name; ValueError when no plan runs it."""
-    spec = parse_method(text)
-    cells = [cell for plan in plans for cell in plan.cells]
-    variants = {cell.variant for cell in cells} | {cell.method for cell in cells}
-    if spec.variant not in variants and spec.variant != 'unpruned':
-        raise ValueError(f'--baseline {text} is not among --methods {sorted(variants)}')
-    return spec.variant
+    """Its full name (`Baseline`); ValueError when no plan runs it."""
+    baseline = read_baseline(text)
+    if text != 'unpruned':  # the default, which stands for the first cell where it does not run
+        ran = [(c.method, c.variant, c.retention_ratio) for plan in plans for c in plan.cells]
+        check_baseline(baseline, ran, '--methods')
+    return str(baseline)
 
 
 def _overview(plans: Mapping[Path, EvaluationPlan]) -> str:

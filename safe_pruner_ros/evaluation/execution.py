@@ -7,7 +7,7 @@ come from `on_backend` here or from a `joblib.parallel_config` around it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, TypeVar
@@ -16,8 +16,7 @@ from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from joblib.parallel import get_active_backend
 
-MAX_DEATHS = 10
-MAX_FRUITLESS_DEATHS = 3  # in a row, without one finished episode: it will not get better
+MAX_DEATHS = 10  # in a row, without one finished episode: it will not get better
 
 RECOVERY_S = 60.0  # for a cluster to start workers in place of dead ones
 
@@ -34,27 +33,60 @@ def run_jobs(
 ) -> Iterator[tuple[JobT, Record]]:
     """(job, function(job)) as they finish, each job once.
 
-    ``n_jobs``: how many at a time, 0 = all that the backend has. When a worker dies, what it was
-    running runs again in a fresh pool (a Dask cluster does so by itself). Raises WorkerDied when
-    that does not help.
+    ``n_jobs``: how many at a time, 0 = all that the backend has. When a worker dies, what was
+    under way goes to the end and runs again one by one, so that a job that kills its worker stops
+    nobody else (a Dask cluster runs the jobs of a dead worker again by itself). Raises WorkerDied
+    when all others are done, naming (`str`) the jobs whose worker died again, or when workers
+    keep dying whatever they run.
     """
-    left = dict(enumerate(jobs))
-    deaths = fruitless = 0
-    while left:
-        before = len(left)
+    waiting = dict(enumerate(jobs))
+    suspects: dict[int, JobT] = {}
+    fruitless = 0
+    while waiting:
+        before, started = len(waiting), set[int]()
         try:
-            for number, record in _finished(function, left, n_jobs or -1):
-                yield left.pop(number), record
+            for number, record in _finished(function, waiting, n_jobs or -1, started):
+                yield waiting.pop(number), record
         except TerminatedWorkerError as error:
-            deaths += 1
-            fruitless = 0 if len(left) < before else fruitless + 1
-            if deaths >= MAX_DEATHS or fruitless >= MAX_FRUITLESS_DEATHS:
-                raise WorkerDied(
-                    f'worker processes keep dying ({deaths} times; most often: out of memory). '
-                    'Finished episodes are saved; run the same command again to go on, with fewer '
-                    '--jobs if memory is short'
-                ) from error
+            fruitless = 0 if len(waiting) < before else fruitless + 1
+            if fruitless >= MAX_DEATHS:
+                raise _keeps_dying() from error
             print('note: a worker process died; what it was running runs again', file=sys.stderr)
+            # Which of them it was, nobody says.
+            suspects |= {number: waiting.pop(number) for number in started & set(waiting)}
+    yield from _one_by_one(function, suspects)
+
+
+def _one_by_one(
+    function: Callable[[JobT], Record], suspects: dict[int, JobT]
+) -> Iterator[tuple[JobT, Record]]:
+    """Each in a process of its own with nothing else running: who dies now was the one."""
+    dead: list[str] = []
+    fruitless = 0
+    for number, job in suspects.items():
+        try:
+            for _, record in _finished(function, {number: job}, 2, set()):
+                yield job, record
+                fruitless = 0
+        except TerminatedWorkerError as error:
+            dead.append(str(job))
+            fruitless += 1
+            if fruitless >= MAX_DEATHS:
+                raise _keeps_dying() from error
+    if dead:
+        raise WorkerDied(
+            f'the worker process of {len(dead)} episodes died twice, the second time with nothing '
+            f'else running: {"; ".join(dead)}. All others are saved; run the same command again '
+            'to try these again'
+        )
+
+
+def _keeps_dying() -> WorkerDied:
+    return WorkerDied(
+        f'worker processes keep dying ({MAX_DEATHS} times without a finished episode; most often: '
+        'out of memory). Finished episodes are saved; run the same command again to go on, with '
+        'fewer --jobs if memory is short'
+    )
 
 
 def _numbered(
@@ -64,12 +96,19 @@ def _numbered(
 
 
 def _finished(
-    function: Callable[[JobT], Record], left: dict[int, JobT], n_jobs: int
+    function: Callable[[JobT], Record], left: dict[int, JobT], n_jobs: int, started: set[int]
 ) -> Iterator[tuple[int, Record]]:
+    """Answers as they come; the numbers that were handed to a worker go to ``started``."""
     backend, _ = get_active_backend()
     # Two for the last job too: alone it would run in this process, and could end it.
     n_jobs = min(effective_n_jobs(n_jobs), max(2, len(left)))
-    calls = [delayed(_numbered)(function, number, job) for number, job in left.items()]
+
+    def calls(jobs: Iterable[tuple[int, JobT]]) -> Iterator[Any]:
+        for number, job in jobs:
+            started.add(number)
+            yield delayed(_numbered)(function, number, job)
+
+    everything = list(left.items())  # the caller takes out what is finished
     if backend.supports_return_generator:
         # A job is seconds long: one at a time, so that nothing finished waits for a batch mate.
         yield from Parallel(
@@ -77,11 +116,12 @@ def _finished(
             return_as='generator_unordered',
             batch_size=1,
             pre_dispatch='2*n_jobs',
-        )(calls)
+        )(calls(everything))
         return
     wave = 8 * n_jobs  # such a backend (Ray's) answers only when all that it was given is done
-    for first in range(0, len(calls), wave):
-        yield from Parallel(n_jobs=n_jobs, batch_size=1)(calls[first : first + wave])
+    for first in range(0, len(everything), wave):
+        part = everything[first : first + wave]
+        yield from Parallel(n_jobs=n_jobs, batch_size=1)(calls(part))
 
 
 def check_backend(where: str) -> None:

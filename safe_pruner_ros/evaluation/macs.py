@@ -1,10 +1,13 @@
 """Multiply-accumulates of the decoder, counted, not measured.
 
-Scope: the decoder layers only. Vision tower, saliency scoring and action head are left out; they
-cost the same whatever is pruned, or are reported as latency. Per layer and n tokens
-(FastV, arXiv 2403.06764, Eq. 5): 4 n d^2 (projections) + 2 n^2 d (attention) + 3 n d m (gated
-MLP), d the width and m the MLP's. A layer that computes n rows against the keys of s > n tokens
-(VLA-Cache) costs 2 n s d of attention; published counts of that method take n^2.
+Scope: the decoder layers only. Vision tower, projector and action head are left out because they
+cost the same whatever is pruned. What choosing the tokens costs differs by method, from nothing
+(random) to a fifth of the decoder (VLA-Cache); it is counted apart, by `flops/policy_scoring.py`.
+
+Per layer and n tokens (FastV, arXiv 2403.06764, Eq. 5): 4 n d^2 (projections) + 2 n^2 d
+(attention) + 3 n d m (gated MLP), d the width and m the MLP's. A layer that computes n rows
+against the keys of s > n tokens (VLA-Cache) costs 2 n s d of attention; published counts of that
+method take n^2.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from safe_pruner_ros.core.catalog import METHODS, accepted_settings
+from safe_pruner_ros.core.catalog import METHODS, accepted_settings, checked_settings
 
 # The papers' symbols, for those who read one beside the command line.
 SYMBOLS = {
@@ -43,7 +43,8 @@ def parse_method(text: str) -> MethodSpec:
     part 'published' leaves the policy file out.
 
     Values as in `parse_value`; a part without '=' goes on with the value before it, so that
-    'deep_layers=0,-1,alpha=1' is two settings. Raises ValueError for an unknown method or setting.
+    'deep_layers=0,-1,alpha=1' is two settings. Raises ValueError for an unknown method or setting,
+    or a value of the wrong kind.
     """
     name, colon, rest = (part.strip() for part in text.partition(':'))
     method, at, ratio = (part.strip() for part in name.partition('@'))
@@ -152,17 +153,15 @@ def _value_of(name: str, text: str) -> Any:
 
 
 def _checked(method: str, settings: dict[str, Any]) -> dict[str, Any]:
-    accepted = accepted_settings(method)
     if 'retention_ratio' in settings:
         raise ValueError(
             f'retention_ratio is no setting of a method here; use --retention or {method}@RATIO'
         )
-    if unknown := sorted(set(settings) - set(accepted)):
-        raise ValueError(f'method {method!r} has no setting {unknown}; it takes {list(accepted)}')
-    return settings
+    return checked_settings(method, settings)
 
 
 def _text(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return ','.join(map(_text, value))
-    return f'{value}'
+    is_whole = isinstance(value, float) and value.is_integer()
+    return str(int(value)) if is_whole else str(value)  # 1.0 as one writes it: 1

@@ -14,7 +14,8 @@ A file holds ``about`` and a list of ``runs``; each run is one results folder::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from safe_pruner_ros.core.catalog import METHODS
+from safe_pruner_ros.core.catalog import METHODS, resolved_settings
 
 PLANS = Path(__file__).parent / 'plans'
 KEYS = {'name', 'task', 'methods', 'retention', 'split', 'episodes'}
@@ -80,36 +81,59 @@ def _read_run(
     where = f'{path}, run {run.get("name") if isinstance(run, dict) else run!r}'
     if not isinstance(run, dict) or not KEYS <= set(run) <= KEYS | OPTIONAL:
         raise ValueError(f'{where}: a run has {sorted(KEYS)} and may have {sorted(OPTIONAL)}')
+    for key in ('name', 'task', 'split'):
+        if not isinstance(run[key], str):
+            raise ValueError(f'{where}: {key} must be a word, got {run[key]!r}')
+    if not re.fullmatch(r'\w[\w.-]*', run['name']):
+        raise ValueError(
+            f'{where}: the name is that of a folder under --out; use letters, digits, "_", "-" '
+            f'and ".", got {run["name"]!r}'
+        )
     span = splits.get(split or run['split'])
     if span is None:
         raise ValueError(f'{where}: split must be one of {sorted(splits)}, got {run["split"]!r}')
     count, first = episodes or run['episodes'], run.get('first', 0)
-    for key, value in (('episodes', count), ('first', first)):
-        if not isinstance(value, int) or value < (key == 'episodes'):
-            raise ValueError(f'{where}: {key} must be a whole number above zero, got {value!r}')
+    for key, value, least in (('episodes', count, 1), ('first', first, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(
+                f'{where}: {key} must be a whole number of at least {least}, got {value!r}'
+            )
     if first + count > len(span):
         raise ValueError(f'{where}: the split has only {len(span)} seeds')
-    methods = _methods(run['methods'], where)
     return NamedRun(
-        name=str(run['name']),
-        task=str(run['task']),
-        methods=methods,
-        retention=tuple(float(ratio) for ratio in run['retention']),
+        name=run['name'],
+        task=run['task'],
+        methods=_methods(run['methods'], where),
+        retention=_retention(run['retention'], where),
         split=split or run['split'],
         seeds=tuple(span[first : first + count]),
         configured=_configured(run.get('configured', {}), where),
     )
 
 
+def _retention(ratios: Any, where: str) -> tuple[float, ...]:
+    good = isinstance(ratios, list) and all(
+        isinstance(ratio, (int, float)) and not isinstance(ratio, bool) for ratio in ratios
+    )
+    if not good:
+        raise ValueError(f'{where}: retention must be a list like [0.3, 0.1], got {ratios!r}')
+    return tuple(float(ratio) for ratio in ratios)
+
+
 def _configured(configured: Any, where: str) -> dict[str, dict[str, Any]]:
     good = isinstance(configured, dict) and set(configured) <= set(METHODS)
     if not good or not all(isinstance(settings, dict) for settings in configured.values()):
         raise ValueError(f'{where}: configured is METHOD: {{SETTING: VALUE}}, got {configured!r}')
+    for method, settings in configured.items():
+        try:
+            resolved_settings(method, settings)
+        except ValueError as error:
+            raise ValueError(f'{where}: configured: {error}') from error
     return configured
 
 
 def _methods(methods: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(methods, Sequence) or isinstance(methods, str):
+    if not isinstance(methods, list):
         raise ValueError(f'{where}: methods must be a list, got {methods!r}')
     chosen: dict[str, None] = {}
     for method in methods:

@@ -6,4 +6,5 @@ COLOURS = (
     '#1A1A1A',
 )  # fmt: skip
 GREY = '#777777'  # unpruned, and chance
+LIGHT_GREY = '#AAAAAA'  # methods that left the catalog
 MARKERS = 'osD^vP*Xh'

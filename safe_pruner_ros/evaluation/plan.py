@@ -21,12 +21,14 @@ class Cell:
     """A method and what was set of its pruner, ``retention_ratio`` among it if it has one.
 
     ``variant`` names the method with its settings, as one writes it (`MethodSpec.variant`).
+    ``causal``: of the decoder it prunes.
     """
 
     method: str
     retention_ratio: float
     settings: Mapping[str, Any]
     variant: str = ''
+    causal: bool = False
 
     def __post_init__(self) -> None:
         if not self.variant:
@@ -34,10 +36,7 @@ class Cell:
 
     def resolved(self) -> dict[str, Any]:
         """Every setting the method runs with, defaults included; ValueError for a bad value."""
-        try:
-            return resolved_settings(self.method, self.settings)
-        except TypeError as error:  # a setting of the wrong kind
-            raise ValueError(f'method {self.method!r}: bad value in a setting: {error}') from error
+        return resolved_settings(self.method, self.settings, causal=self.causal)
 
     @property
     def identity(self) -> str:
@@ -60,6 +59,11 @@ class Job:
     def key(self) -> EpisodeKey:
         cell = self.cell
         return self.task, cell.variant, cell.retention_ratio, self.seed, self.asked_object
+
+    def __str__(self) -> str:
+        asked = '' if self.asked_object is None else f', object {self.asked_object}'
+        cell = self.cell
+        return f'{self.task}, {cell.variant} at {cell.retention_ratio:g}, seed {self.seed}{asked}'
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,8 @@ def build_cells(
     ratios: Sequence[float],
     settings: Mapping[str, Any],
     configured: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    causal: bool = False,
 ) -> tuple[Cell, ...]:
     """Methods x ratios; a method without a ratio (unpruned) is one cell at 1.0.
 
@@ -168,8 +174,9 @@ def build_cells(
     their published defaults. ``settings`` change them: each applies to every method that knows
     it, one written 'method.setting' to that method only and with precedence; what a method itself
     is written with wins over all. Of cells that run with the same settings the first stays.
+    ``causal``: of the policy's decoder (`policies.catalog.CAUSAL`).
     Raises ValueError for unknown methods, ratios outside (0, 1], settings that no chosen method
-    takes, and values that a method refuses.
+    takes, and values that a method refuses, also in ``configured`` of methods that do not run.
     """
     if not methods:
         raise ValueError(f'no method given; choose from {list(METHODS)}')
@@ -178,6 +185,8 @@ def build_cells(
         raise ValueError('no retention ratio given; for example 0.3')
     for ratio in ratios:
         check_ratio(ratio)
+    for method, values in (configured or {}).items():
+        resolved_settings(method, values)
     cells: dict[str, Cell] = {}
     used: set[str] = set()
     for spec in specs:
@@ -198,7 +207,7 @@ def build_cells(
         own_ratios = ratios if spec.retention_ratio is None else (spec.retention_ratio,)
         for ratio in own_ratios if takes_ratio else (1.0,):
             own = {**chosen, 'retention_ratio': float(ratio)} if takes_ratio else dict(chosen)
-            cell = Cell(spec.method, float(ratio), own, spec.variant)
+            cell = Cell(spec.method, float(ratio), own, spec.variant, causal)
             cells.setdefault(cell.identity, cell)
     if unused := sorted(set(settings) - used):
         known = {spec.method: list(accepted_settings(spec.method)) for spec in specs}

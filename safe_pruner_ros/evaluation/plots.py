@@ -15,10 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from safe_pruner_ros.evaluation.configurations import labeller
 from safe_pruner_ros.evaluation.palette import COLOURS
 from safe_pruner_ros.evaluation.results import Record
-from safe_pruner_ros.evaluation.success_plots import draw_rates, draw_success
-from safe_pruner_ros.evaluation.summary import CellSummary
+from safe_pruner_ros.evaluation.success_plots import Quantity, draw_rates, draw_success
+from safe_pruner_ros.evaluation.summary import CellSummary, cell_key
 
 SUCCESS, FAILURE = COLOURS[:2]
 SHOWN_EPISODES = 40
@@ -30,7 +31,7 @@ def write_plots(
 ) -> list[Path]:
     """Write what there is data for: success.png, success_tokens.png, success_latency.png,
     keyframes.png."""
-    written = []
+    latency, label = _latency(cells)
     figures: dict[str, Callable[[], Figure | None]] = {
         'success': lambda: draw_rates(cells),
         'success_tokens': lambda: draw_success(
@@ -38,31 +39,42 @@ def write_plots(
             lambda cell: cell.retained_tokens_mean,
             'mean visual tokens kept a policy step, key timesteps counted in',
         ),
-        'success_latency': lambda: draw_success(
-            cells, lambda cell: cell.latency_ms_p50, 'latency of a policy step, ms (median)'
-        ),
+        'success_latency': lambda: draw_success(cells, latency, label),
         'keyframes': lambda: draw_keyframes(episodes),
     }
-    for name, draw in figures.items():
-        figure = draw()
+    drawn = {name: draw() for name, draw in figures.items()}  # all, before one is replaced
+    written = []
+    for name, figure in drawn.items():
         if figure is None:
             continue
         path = folder / f'{name}.png'
-        figure.savefig(path, dpi=150, bbox_inches='tight')
+        part = folder / f'{name}.png.part'
+        figure.savefig(part, format='png', dpi=150, bbox_inches='tight')
+        part.replace(path)
         plt.close(figure)
         written.append(path)
     return written
 
 
+def _latency(cells: Sequence[CellSummary]) -> tuple[Quantity, str]:
+    """The mean, which has the key timesteps in it, where all cells have one."""
+    if all(cell.latency_ms_mean is not None for cell in cells):
+        return lambda cell: cell.latency_ms_mean, (
+            'latency of a policy step, ms (mean, key timesteps counted in)'
+        )
+    return lambda cell: cell.latency_ms_p50, 'latency of a policy step, ms (median)'
+
+
 def draw_keyframes(episodes: Sequence[Record]) -> Figure | None:
-    """Where in an episode key timesteps fall, by variant and ratio: above the share of running
-    episodes with one at each policy step, below the first episodes one by one, on the expert's
-    subtask where it was recorded. None when no method took any after the first step."""
+    """Where in an episode key timesteps fall, by variant, ratio and configuration: above the share
+    of running episodes with one at each policy step, below the first episodes one by one, on the
+    expert's subtask where it was recorded. None when no method took any after the first step."""
+    label = labeller(episode.get('config', {}) for episode in episodes)
     groups: dict[tuple[str, str, float], list[Record]] = {}
     for episode in episodes:
         if episode.get('policy_steps'):
-            variant = str(episode.get('variant') or episode['method'])
-            name = (episode['task'], variant, float(episode['retention_ratio']))
+            _, task, variant, ratio = cell_key(episode)
+            name = (task, variant + label(episode.get('config', {})), ratio)
             groups.setdefault(name, []).append(episode)
     chosen = _chosen(groups)
     if not chosen:

@@ -8,11 +8,11 @@ cuts off.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,37 +40,29 @@ def key_of(record: Record) -> EpisodeKey:
     )
 
 
-@dataclass(frozen=True)
-class _Line:
-    number: int
-    end: int  # byte offset after the line
-    record: dict[str, Any]
-
-
 def read_episodes(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a JSONL file; a missing file is an empty one.
 
-    Raises ResultsError for a broken line that is not the last, or an episode that is there twice.
+    Raises ResultsError for a line that is not an episode, or an episode that is there twice.
     """
-    return [line.record for line in _read_lines(path)]
+    return _read_lines(path)[0]
 
 
-def _read_lines(path: Path) -> list[_Line]:
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """(episodes, bytes up to the end of the last whole line)."""
     if not path.is_file():
-        return []
-    lines: list[_Line] = []
+        return [], 0
+    records: list[dict[str, Any]] = []
     first: dict[EpisodeKey, int] = {}
-    raw_lines = path.read_bytes().splitlines(keepends=True)
     end = 0
-    for number, raw in enumerate(raw_lines, start=1):
-        end += len(raw)
+    for number, raw in enumerate(io.BytesIO(path.read_bytes()), start=1):  # splits at \n only
+        if _is_torn(raw):
+            break
         record = _parse(raw)
         if record is None:
-            if number == len(raw_lines):  # cut off by a kill: as if never written
-                break
             raise ResultsError(
                 f'{path}, line {number} is not an episode; delete that line, and the episode '
-                'is run again'
+                'is run again, or choose another --out'
             )
         key = key_of(record)
         if key in first:
@@ -79,13 +71,24 @@ def _read_lines(path: Path) -> list[_Line]:
                 'delete one of them'
             )
         first[key] = number
-        lines.append(_Line(number, end, record))
-    return lines
+        records.append(record)
+        end += len(raw)
+    return records, end
+
+
+def _is_torn(raw: bytes) -> bool:
+    """Was this line cut off by a kill, as if never written? Then it has no end, and what there
+    is of it is the beginning of an object. Somebody else's file must not be cut."""
+    if raw.endswith(b'\n') or not raw.startswith(b'{'):
+        return False
+    try:
+        json.loads(raw)
+    except ValueError:
+        return True
+    return _parse(raw) is not None  # all of it but the line's end
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:
-    if not raw.endswith(b'\n'):
-        return None
     try:
         record = json.loads(raw)
     except ValueError:
@@ -114,6 +117,7 @@ class ResultsFolder:
         }
         self.episodes: list[dict[str, Any]] = []
         self._file: IO[bytes] | None = None
+        self._replaced: list[IO[bytes]] = []  # still locked: nobody may take them for the file
         self._keys: set[EpisodeKey] = set()
 
     def __enter__(self) -> ResultsFolder:
@@ -121,21 +125,22 @@ class ResultsFolder:
         file = self.path.open('ab')
         try:
             self._lock(file)
+            self.episodes, end = _read_lines(self.path)
+            self._check_episodes()
             self._check_config()
-            lines = _read_lines(self.path)
-            file.truncate(lines[-1].end if lines else 0)
+            file.truncate(end)
         except BaseException:
             file.close()
             raise
-        self.episodes = [line.record for line in lines]
         self._keys = {key_of(record) for record in self.episodes}
         self._file = file
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            for file in (self._file, *self._replaced):
+                file.close()
+            self._file, self._replaced = None, []
 
     def __contains__(self, key: EpisodeKey) -> bool:
         return key in self._keys
@@ -152,13 +157,28 @@ class ResultsFolder:
         self._keys.add(key)
         self.episodes.append(json.loads(to_json(record)))
 
+    def remove(self, keys: Collection[EpisodeKey]) -> None:
+        """Take episodes out, so that they can be added anew; the file changes at once or not."""
+        assert self._file is not None, 'open the folder first'
+        left = [record for record in self.episodes if key_of(record) not in keys]
+        if len(left) == len(self.episodes):
+            return
+        part = self.path.with_name(self.path.name + '.part')
+        file = part.open('wb')
+        self._lock(file)
+        file.writelines(to_json(record, indent=None).encode() + b'\n' for record in left)
+        file.flush()
+        os.fsync(file.fileno())
+        part.replace(self.path)
+        self._replaced.append(self._file)
+        self._file, self.episodes = file, left
+        self._keys = {key_of(record) for record in left}
+
     def write(self, name: str, content: str | Mapping[str, Any]) -> Path:
         """Write a file beside the episodes, whole or not at all."""
         path = self.folder / name
         text = content if isinstance(content, str) else to_json(content) + '\n'
-        part = path.with_name(path.name + '.part')
-        part.write_text(text)
-        part.replace(path)
+        write_whole(path, text)
         return path
 
     def _lock(self, file: IO[bytes]) -> None:
@@ -172,7 +192,7 @@ class ResultsFolder:
 
     def _check_config(self) -> None:
         path = self.folder / 'config.json'
-        if not path.is_file():
+        if not self.episodes or not path.is_file():
             self.write(path.name, self.config)
             return
         try:
@@ -181,16 +201,33 @@ class ResultsFolder:
             raise ResultsError(
                 f'{path} is not readable JSON; restore it, or choose another --out'
             ) from None
+        self._refuse_changes(before, self.config)
+
+    def _check_episodes(self) -> None:
+        """Also where config.json was lost: each episode knows under what it ran."""
+        now = {**self.config_of_episode, 'task': self.config.get('task')}
+        for record in self.episodes:
+            if 'config' in record:
+                self._refuse_changes({**record['config'], 'task': record['task']}, now)
+
+    def _refuse_changes(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         changed = [
-            f'{name} was {before.get(name)!r}, now {self.config.get(name)!r}'
-            for name in sorted(set(before) | set(self.config))
-            if before.get(name) != self.config.get(name)
+            f'{name} was {before.get(name)!r}, now {now.get(name)!r}'
+            for name in sorted(set(before) | set(now))
+            if before.get(name) != now.get(name)
         ]
         if changed:
             raise ResultsError(
                 f'{self.folder} holds episodes of another configuration ({"; ".join(changed)}); '
                 'choose another --out, or repeat the old settings'
             )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Whole or not at all: what was there before stays until all of the new text is written."""
+    part = path.with_name(path.name + '.part')
+    part.write_text(text)
+    part.replace(path)
 
 
 def to_json(value: Mapping[str, Any], indent: int | None = 2) -> str:

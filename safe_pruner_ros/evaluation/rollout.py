@@ -85,7 +85,12 @@ class EpisodeResult:
     ``subtasks``: what the expert would be doing at each policy step, the ground truth of subtask
     detection; empty where nobody was asked.
     ``keyframe_steps`` are policy steps, ``keyframe_reasons`` their reasons. ``macs_mean`` counts
-    decoder MACs (see macs.py), NaN where unknown. ``error`` is '' unless the policy raised.
+    decoder MACs (see macs.py), ``scoring_macs_mean`` those of saliency, matching and selection
+    (see flops/policy_scoring.py), NaN where unknown; their sum is all that depends on the method.
+    ``latency_ms_mean`` counts key timesteps in as the other means do, which a median of all steps
+    does not; ``latency_ms_key_p50`` and ``latency_ms_pruned_p50`` are medians over the key
+    timesteps and over all other steps, NaN where there are none. ``error`` is '' unless the policy
+    raised.
     """
 
     seed: int
@@ -103,7 +108,11 @@ class EpisodeResult:
     retained_tokens_mean: float
     pruning_ratio_mean: float
     macs_mean: float
+    scoring_macs_mean: float
+    latency_ms_mean: float
     latency_ms_p50: float
+    latency_ms_key_p50: float
+    latency_ms_pruned_p50: float
     wall_s: float
     subtasks: tuple[str, ...] = ()
     error: str = ''
@@ -118,6 +127,7 @@ def run_episode(
     macs: MacsOfStep | None = None,
     on_step: OnStep | None = None,
     subtask: Callable[[], str] | None = None,
+    scoring_macs: MacsOfStep | None = None,
 ) -> EpisodeResult:
     """Drive ``env`` from ``reset(seed)`` until success or ``settings.max_policy_steps``.
     ``subtask()`` is asked once before each policy step.
@@ -132,7 +142,7 @@ def run_episode(
     env.reset(seed, asked_object)
     policy.reset()
     robot = _Robot(policy, env, settings)
-    log = _Log(macs)
+    log = _Log(macs, scoring_macs)
     error = ''
     log.see(env.stage)
     max_steps = settings.max_policy_steps or math.ceil(env.time_limit_s / robot.step_s - 1e-6)
@@ -162,6 +172,14 @@ def run_episode(
         error=error,
         **log.summary(),
     )
+
+
+def first_observation(
+    policy: Policy, env: Environment, seed: int, settings: RolloutSettings
+) -> Observation:
+    """What `run_episode` shows the policy first. Raises ValueError as it does."""
+    env.reset(seed)
+    return _Robot(policy, env, settings).observe()
 
 
 class _Robot:
@@ -256,6 +274,7 @@ class _Log:
     """What adds up over an episode."""
 
     macs: MacsOfStep | None
+    scoring_macs: MacsOfStep | None
     traces: list[PruningTrace] = field(default_factory=list)
     subtasks: list[str] = field(default_factory=list)
     latencies_ms: list[float] = field(default_factory=list)
@@ -275,7 +294,9 @@ class _Log:
 
     def summary(self) -> dict[str, Any]:
         keyframes = [k for k, trace in enumerate(self.traces) if trace.is_key_timestep]
-        macs = [self.macs(trace) for trace in self.traces] if self.macs else []
+        by_kind: dict[bool, list[float]] = {True: [], False: []}
+        for trace, latency_ms in zip(self.traces, self.latencies_ms, strict=True):
+            by_kind[trace.is_key_timestep].append(latency_ms)
         return {
             'stages': tuple(self.stages),
             'subtasks': tuple(filter(None, self.subtasks)),
@@ -284,10 +305,21 @@ class _Log:
             'keyframe_reasons': tuple(self.traces[k].keyframe_reason for k in keyframes),
             'retained_tokens_mean': _mean([trace.n_retained for trace in self.traces]),
             'pruning_ratio_mean': _mean([trace.pruning_ratio for trace in self.traces]),
-            'macs_mean': _mean(macs),
-            'latency_ms_p50': float(np.median(self.latencies_ms)) if self.traces else float('nan'),
+            'macs_mean': self._mean_of(self.macs),
+            'scoring_macs_mean': self._mean_of(self.scoring_macs),
+            'latency_ms_mean': _mean(self.latencies_ms),
+            'latency_ms_p50': _median(self.latencies_ms),
+            'latency_ms_key_p50': _median(by_kind[True]),
+            'latency_ms_pruned_p50': _median(by_kind[False]),
         }
+
+    def _mean_of(self, count: MacsOfStep | None) -> float:
+        return _mean([count(trace) for trace in self.traces] if count else [])
 
 
 def _mean(values: list[float] | list[int]) -> float:
     return float(np.mean(values)) if values else float('nan')
+
+
+def _median(values: list[float]) -> float:
+    return float(np.median(values)) if values else float('nan')

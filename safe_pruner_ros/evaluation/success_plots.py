@@ -18,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from safe_pruner_ros.core.catalog import METHODS
-from safe_pruner_ros.evaluation.palette import COLOURS, GREY, MARKERS
+from safe_pruner_ros.evaluation.configurations import labeller
+from safe_pruner_ros.evaluation.palette import COLOURS, GREY, LIGHT_GREY, MARKERS
 from safe_pruner_ros.evaluation.summary import CellSummary
 
 METHOD_COLOURS = dict(zip(METHODS, (GREY, *COLOURS), strict=True))
@@ -29,7 +30,7 @@ Quantity = Callable[[CellSummary], float | None]
 
 def draw_rates(cells: Sequence[CellSummary]) -> Figure | None:
     """Success with its 95 % Wilson interval, one panel a task, one row a variant and ratio (and
-    training seed): by falling ratio, then by falling success over all tasks. The mean number of
+    configuration): by falling ratio, then by falling success over all tasks. The mean number of
     visual tokens stands beside each point. None without cells."""
     if not cells:
         return None
@@ -68,7 +69,7 @@ def draw_rates(cells: Sequence[CellSummary]) -> Figure | None:
 
 def draw_success(cells: Sequence[CellSummary], x: Quantity, label: str) -> Figure | None:
     """Success rate over ``x`` with 95 % Wilson intervals, one panel a task, one line a variant
-    (and training seed); None without data."""
+    (and configuration); None without data."""
     shown = [cell for cell in cells if x(cell) is not None]
     if not shown:
         return None
@@ -100,14 +101,9 @@ def draw_success(cells: Sequence[CellSummary], x: Quantity, label: str) -> Figur
 
 
 def _namer(cells: Sequence[CellSummary]) -> Callable[[CellSummary], str]:
-    """The variant, with the training seed where there are several."""
-    several = len({cell.config.get('training_seed') for cell in cells}) > 1
-
-    def name(cell: CellSummary) -> str:
-        seed = cell.config.get('training_seed')
-        return f'{cell.variant} (training seed {seed})' if several else cell.variant
-
-    return name
+    """The variant, with what tells its configuration apart where there are several."""
+    label = labeller(cell.config for cell in cells)
+    return lambda cell: cell.variant + label(cell.config)
 
 
 def _looks(
@@ -117,7 +113,7 @@ def _looks(
     looks: dict[str, tuple[str, str, str]] = {}
     for cell in cells:
         if name(cell) not in looks:
-            colour = METHOD_COLOURS[cell.method]
+            colour = METHOD_COLOURS.get(cell.method, LIGHT_GREY)
             place = sum(other == colour for other, *_ in looks.values())
             looks[name(cell)] = (
                 colour,

@@ -10,26 +10,43 @@ from typing import Any
 import numpy as np
 
 from safe_pruner_ros.core.catalog import METHODS
-from safe_pruner_ros.evaluation.results import Record, ResultsError, key_of
+from safe_pruner_ros.evaluation.baselines import Baseline, Ran
+from safe_pruner_ros.evaluation.results import Record, ResultsError
 from safe_pruner_ros.evaluation.statistics import (
     PairedDifference,
+    clustered_wilson,
     paired_difference,
-    wilson_interval,
 )
 
 Pair = tuple[int, int | None]
 CellKey = tuple[str, str, str, float]  # config, task, variant, retention_ratio
 
 
+# Why a cell has no pairs.
+NOT_HERE = 'did not run here'
+NO_RATIO = 'no cell at this ratio'
+NO_EPISODES = 'no shared episodes'
+
+
+@dataclass(frozen=True)
+class BaselineCell:
+    """The cell that another is compared with."""
+
+    variant: str
+    retention_ratio: float
+    retained_tokens_mean: float | None
+
+
 @dataclass(frozen=True)
 class CellSummary:
     """One method with its settings at one retention ratio on one task.
 
-    Rates are shares, ``low``/``high`` their 95 % Wilson interval; means are over episodes, None
-    where nothing was measured. ``keyframe_share``: key timesteps of all policy steps.
-    ``versus_baseline`` is None for the baseline itself, without pairs where it did not run.
-    ``config``: what the episodes share beside method and scene (checkpoint, horizon, ...), {}
-    where the lines do not say.
+    Rates are shares, ``low``/``high`` their 95 % Wilson interval (`clustered_wilson` where a scene
+    has several episodes); means are over episodes, None where nothing was measured.
+    ``keyframe_share``: key timesteps of all policy steps. ``versus_baseline`` is None for the
+    baseline itself. Without pairs ``no_pairs`` says why, and ``baseline`` is None unless there is
+    a cell that shares no episode. ``config``: what the episodes share beside method and scene
+    (checkpoint, horizon, ...), {} where the lines do not say.
     """
 
     task: str
@@ -37,6 +54,7 @@ class CellSummary:
     variant: str
     retention_ratio: float
     episodes: int
+    scenes: int
     successes: int
     success_rate: float
     low: float
@@ -46,9 +64,13 @@ class CellSummary:
     pruning_ratio_mean: float | None
     keyframe_share: float | None
     macs_mean: float | None
+    scoring_macs_mean: float | None
     latency_ms_p50: float | None
+    latency_ms_mean: float | None
     policy_steps_mean: float | None
     versus_baseline: PairedDifference | None
+    baseline: BaselineCell | None
+    no_pairs: str
     seed_first: int
     seed_last: int
     commits: tuple[str, ...]
@@ -58,29 +80,34 @@ class CellSummary:
 
 def summarise(episodes: Iterable[Record], baseline: str = 'unpruned') -> list[CellSummary]:
     """One CellSummary a cell, by task, variant (baseline first, then as catalogued) and falling
-    ratio. ``baseline`` is a variant, or a method that stands for its first variant; the cell of
-    the same ratio is taken, or its only one. Where it did not run on a task, the first cell is.
+    ratio. ``baseline`` as in `Baseline`: with a ratio that cell is taken, without one the cell of
+    the same ratio, or its only one. If unpruned, the default, ran nowhere, the first cell of each
+    task is.
 
     Raises ResultsError when episodes of one name ran with different settings.
     """
+    against = Baseline.parse(baseline)
     cells: dict[CellKey, dict[Pair, Record]] = {}
     for episode in episodes:
         cell = cells.setdefault(cell_key(episode), {})
         cell[episode['seed'], episode['asked_object']] = episode
     methods = {key: str(next(iter(cell.values()))['method']) for key, cell in cells.items()}
-    order = sorted(cells, key=lambda key: _order(key, methods[key], baseline))
+    order = sorted(cells, key=lambda key: _order(key, methods[key], against.variant))
+    is_default = baseline == 'unpruned' and baseline not in methods.values()
     summaries = []
     for key in order:
-        other = _baseline_of(key, order, methods, baseline)
-        paired = None if other == key else cells[other] if other else {}
-        summaries.append(_summarise(key, cells[key], paired))
+        ran = {(methods[k], k[2], k[3]): k for k in order if k[:2] == key[:2]}
+        here = Baseline(next(iter(ran))[1]) if is_default else against
+        other, reason = _baseline_of(key, ran, here)
+        summaries.append(_summarise(key, cells, other, reason))
     return summaries
 
 
 def cell_key(episode: Record) -> CellKey:
+    """A line without a variant is about the method as it was configured (`key_of`)."""
     config = json.dumps(episode.get('config', {}), sort_keys=True)
-    task, variant, ratio, _, _ = key_of(episode)
-    return config, task, variant, ratio
+    variant = str(episode.get('variant') or episode['method'])
+    return config, str(episode['task']), variant, float(episode['retention_ratio'])
 
 
 def _order(key: CellKey, method: str, baseline: str) -> tuple[object, ...]:
@@ -90,23 +117,25 @@ def _order(key: CellKey, method: str, baseline: str) -> tuple[object, ...]:
 
 
 def _baseline_of(
-    key: CellKey, order: Sequence[CellKey], methods: Mapping[CellKey, str], baseline: str
-) -> CellKey | None:
-    same_scenes = [other for other in order if other[:2] == key[:2]]
-    named = [other for other in same_scenes if other[2] == baseline]
-    named = named or [other for other in same_scenes if methods[other] == baseline]
+    key: CellKey, ran: Mapping[Ran, CellKey], baseline: Baseline
+) -> tuple[CellKey | None, str]:
+    """The cell to compare with among those of the same task and configuration, or why none."""
+    named = [ran[cell] for cell in baseline.cells(ran)]
     if not named:
-        named = same_scenes[:1]
-    named = [other for other in named if other[2] == named[0][2]]
+        return None, NOT_HERE
     same_ratio = [other for other in named if other[3] == key[3]]
     chosen = same_ratio or (named if len(named) == 1 else [])
-    return chosen[0] if chosen else None
+    return (chosen[0], '') if chosen else (None, NO_RATIO)
 
 
 def _summarise(
-    key: CellKey, cell: Mapping[Pair, Record], baseline: Mapping[Pair, Record] | None
+    key: CellKey,
+    cells: Mapping[CellKey, Mapping[Pair, Record]],
+    other: CellKey | None,
+    no_pairs: str,
 ) -> CellSummary:
     _, task, variant, ratio = key
+    cell = cells[key]
     records = list(cell.values())
     settings = {json.dumps(record.get('settings', {}), sort_keys=True) for record in records}
     if len(settings) > 1:
@@ -114,24 +143,22 @@ def _summarise(
             f'{variant!r} at {ratio:g} on {task} ran with different settings: '
             f'{" and ".join(sorted(settings)[:2])}; results of the two do not belong together'
         )
-    successes = sum(bool(record['success']) for record in records)
-    low, high = wilson_interval(successes, len(records))
-    steps = _values(records, 'policy_steps')
-    versus = None
-    if baseline is not None:
-        shared = [pair for pair in cell if pair in baseline]
-        versus = paired_difference(
-            [(bool(cell[p]['success']), bool(baseline[p]['success'])) for p in shared]
-        )
     seeds = [seed for seed, _ in cell]
+    outcomes = [bool(record['success']) for record in records]
+    low, high = clustered_wilson(outcomes, seeds)
+    steps = _values(records, 'policy_steps')
+    versus = None if other == key else _versus(cell, cells[other] if other else {})
+    if versus and other and not versus.pairs:
+        no_pairs = NO_EPISODES
     return CellSummary(
         task=task,
         method=str(records[0]['method']),
         variant=variant,
         retention_ratio=ratio,
         episodes=len(records),
-        successes=successes,
-        success_rate=successes / len(records),
+        scenes=len(set(seeds)),
+        successes=sum(outcomes),
+        success_rate=sum(outcomes) / len(records),
         low=low,
         high=high,
         errors=sum(bool(record.get('error')) for record in records),
@@ -139,15 +166,32 @@ def _summarise(
         pruning_ratio_mean=_step_mean(records, 'pruning_ratio_mean'),
         keyframe_share=sum(_values(records, 'keyframes')) / sum(steps) if sum(steps) else None,
         macs_mean=_step_mean(records, 'macs_mean'),
+        scoring_macs_mean=_step_mean(records, 'scoring_macs_mean'),
         latency_ms_p50=_median(_values(records, 'latency_ms_p50')),
+        latency_ms_mean=_step_mean(records, 'latency_ms_mean'),
         policy_steps_mean=float(np.mean(steps)) if steps else None,
         versus_baseline=versus,
+        baseline=_baseline_cell(other, cells[other]) if versus and other else None,
+        no_pairs=no_pairs,
         seed_first=min(seeds),
         seed_last=max(seeds),
         commits=tuple(sorted({str(record.get('commit', 'unknown')) for record in records})),
         settings=dict(records[0].get('settings', {})),
         config=dict(records[0].get('config', {})),
     )
+
+
+def _versus(cell: Mapping[Pair, Record], baseline: Mapping[Pair, Record]) -> PairedDifference:
+    shared = [pair for pair in cell if pair in baseline]
+    return paired_difference(
+        [(bool(cell[pair]['success']), bool(baseline[pair]['success'])) for pair in shared],
+        [seed for seed, _ in shared],
+    )
+
+
+def _baseline_cell(key: CellKey, cell: Mapping[Pair, Record]) -> BaselineCell:
+    _, _, variant, ratio = key
+    return BaselineCell(variant, ratio, _step_mean(list(cell.values()), 'retained_tokens_mean'))
 
 
 def _values(records: Sequence[Record], name: str) -> list[float]:

@@ -2,97 +2,181 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from safe_pruner_ros.evaluation.baselines import Baseline
+from safe_pruner_ros.evaluation.configurations import Show, differing
 from safe_pruner_ros.evaluation.results import Record
 from safe_pruner_ros.evaluation.statistics import holm
-from safe_pruner_ros.evaluation.summary import CellSummary, cell_key, summarise
+from safe_pruner_ros.evaluation.summary import NO_RATIO, NOT_HERE, CellSummary, summarise
+
+Column = tuple[str, Callable[[CellSummary], str]]
+HINT = 'write METHOD@RATIO to compare all rows with one of its cells'
+LEFT = ('task', 'method')
 
 
 def markdown_table(cells: Sequence[CellSummary]) -> str:
-    """A table to paste into docs/experiments.md. Rates and differences in percent (points)."""
-    columns: list[tuple[str, Callable[[CellSummary], str]]] = [
+    """A table to paste into docs/experiments.md. Rates and differences in percent (points);
+    Holm's p is corrected for all rows of the task."""
+    adjusted = {id(cell): '' for cell in cells}
+    for task in {cell.task for cell in cells}:
+        of_task = [cell for cell in cells if cell.task == task]
+        adjusted |= {id(c): p for c, p in zip(of_task, _holm(of_task), strict=True)}
+    columns: list[Column] = [
+        *_where(cells),
         ('method', lambda c: c.variant),
         ('retention', lambda c: f'{c.retention_ratio:g}'),
         ('success % [95 %]', _success),
         ('n', lambda c: str(c.episodes)),
+        *_scenes(cells),
         ('vs baseline, points [95 %]', _difference),
-        ('McNemar p', _p_value),
+        *(_of_baseline() if any(map(_is_pruned, cells)) else ()),
+        (_test(cells), _p_value),
+        ('Holm p', lambda c: adjusted[id(c)]),
         ('mean tokens', lambda c: _number(c.retained_tokens_mean, '.1f')),
         ('pruned %', lambda c: _number(c.pruning_ratio_mean, '.1f', 100)),
         ('key steps %', lambda c: _number(c.keyframe_share, '.1f', 100)),
         ('decoder MMACs', lambda c: _number(c.macs_mean, '.1f', 1e-6)),
-        ('step ms p50', lambda c: _number(c.latency_ms_p50, '.1f')),
-        ('steps', lambda c: _number(c.policy_steps_mean, '.1f')),
     ]
-    columns[:0] = _where(cells)
+    if any(cell.scoring_macs_mean is not None for cell in cells):
+        columns.append(('scoring MMACs', lambda c: _number(c.scoring_macs_mean, '.2f', 1e-6)))
+    columns.append(('step ms p50', lambda c: _number(c.latency_ms_p50, '.1f')))
+    if any(cell.latency_ms_mean is not None for cell in cells):
+        columns.append(('step ms mean', lambda c: _number(c.latency_ms_mean, '.1f')))
+    columns.append(('steps', lambda c: _number(c.policy_steps_mean, '.1f')))
     if any(cell.errors for cell in cells):
         columns.append(('errors', lambda c: str(c.errors)))
-    return table([name for name, _ in columns], [[show(c) for _, show in columns] for c in cells])
+    return _rows(columns, cells)
 
 
-def _where(cells: Sequence[CellSummary]) -> list[tuple[str, Callable[[CellSummary], str]]]:
-    """Columns for what is not the same in all rows."""
-    columns: list[tuple[str, Callable[[CellSummary], str]]] = []
-    if len({cell.task for cell in cells}) > 1:
-        columns.append(('task', lambda c: c.task))
-    if len({cell.config.get('checkpoint') for cell in cells}) > 1:
-        columns.append(('training seed', lambda c: _training_seed(c)))
-    return columns
-
-
-def _training_seed(cell: CellSummary) -> str:
-    seed = cell.config.get('training_seed')
-    return str(cell.config.get('checkpoint', '')) if seed is None else str(seed)
+def comparison_table(cells: Sequence[CellSummary]) -> str:
+    """Every cell that was compared, pair by pair, and with what; those without pairs say why.
+    Holm's p is corrected for all rows of the table."""
+    compared = [cell for cell in cells if cell.versus_baseline is not None]
+    adjusted = {id(c): p for c, p in zip(compared, _holm(compared), strict=True)}
+    columns: list[Column] = [
+        *_where(compared),
+        ('method', lambda c: c.variant),
+        ('retention', lambda c: f'{c.retention_ratio:g}'),
+        ('mean tokens', lambda c: _number(c.retained_tokens_mean, '.1f')),
+        *_of_baseline(),
+        ('pairs', lambda c: _count(c, 'pairs')),
+        *_scenes(compared),
+        ('only it', lambda c: _count(c, 'wins')),
+        ('only the other', lambda c: _count(c, 'losses')),
+        ('points [95 %]', _difference),
+        (_test(compared), _p_value),
+        ('Holm p', lambda c: adjusted[id(c)]),
+    ]
+    return _rows(columns, compared)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; 'task' and 'method' to the left, all else to the right."""
-    rules = ['---' if name in ('task', 'method') else '---:' for name in head]
+    rules = ['---' if name in LEFT else '---:' for name in head]
     return ''.join('| ' + ' | '.join(row) + ' |\n' for row in (head, rules, *rows))
 
 
-def comparison_table(cells: Sequence[CellSummary]) -> str:
-    """Every cell that has a baseline at its ratio, pair by pair. The last column is McNemar's p
-    times what Holm's procedure asks for looking at so many pairs at once."""
-    compared = [cell for cell in cells if cell.versus_baseline and cell.versus_baseline.pairs]
-    places = _where(cells)
-    rows = []
-    adjusted = holm([cell.versus_baseline.p_value for cell in compared if cell.versus_baseline])
-    for cell, p_holm in zip(compared, adjusted, strict=True):
-        versus = cell.versus_baseline
-        assert versus is not None
-        rows.append(
-            [
-                *(show(cell) for _, show in places),
-                cell.variant,
-                f'{cell.retention_ratio:g}',
-                str(versus.pairs),
-                str(versus.wins),
-                str(versus.losses),
-                _difference(cell),
-                _p(versus.p_value),
-                _p(p_holm),
-            ]
-        )
-    head = ['method', 'retention', 'pairs', 'only it', 'only the other', 'points [95 %]']
-    return table([*(name for name, _ in places), *head, 'McNemar p', 'Holm p'], rows)
-
-
 def markdown_summary(episodes: Sequence[Record], baselines: Sequence[str]) -> str:
-    """The table of all cells against the first baseline, then a comparison with each other one."""
-    text = markdown_table(summarise(episodes, baselines[0]))
+    """The table of all cells against the first baseline, then a comparison with each other one,
+    or a line that says why there is none."""
+    cells = summarise(episodes, baselines[0])
+    text = _caption(cells, baselines[0]) + markdown_table(cells)
     for baseline in baselines[1:]:
-        ran = {cell_key(e)[:2] for e in episodes if baseline in (e['method'], e.get('variant'))}
-        shared = [episode for episode in episodes if cell_key(episode)[:2] in ran]
-        cells = [cell for cell in summarise(shared, baseline) if cell.retention_ratio < 1]
-        if not any(cell.versus_baseline and cell.versus_baseline.pairs for cell in cells):
-            continue
-        text += (
-            f'\nEach against {baseline} at the same ratio, on the same scenes:\n\n'
-            f'{comparison_table(cells)}'
-        )
+        text += '\n' + _comparison(summarise(episodes, baseline), baseline)
     return text
+
+
+def _caption(cells: Sequence[CellSummary], baseline: str) -> str:
+    """What the first table's differences are to; '' for a table without any."""
+    compared = [cell.versus_baseline for cell in cells if cell.versus_baseline]
+    if not compared:
+        return ''
+    did_run = bool(Baseline.parse(baseline).cells(_ran(cells)))
+    if not did_run and not any(versus.pairs for versus in compared):
+        return f'{baseline} did not run: there are no pairs.\n\n'
+    name = baseline if did_run else f'the first row of each task ({baseline} did not run)'
+    text = f'Against {name}, on the same scenes; Holm p: corrected for all rows of the task.'
+    if any(cell.no_pairs == NO_RATIO for cell in cells):
+        text += f' It has several ratios: {HINT}.'
+    return text + '\n\n'
+
+
+def _comparison(cells: Sequence[CellSummary], baseline: str) -> str:
+    against = Baseline.parse(baseline)
+    if not against.cells(_ran(cells)):
+        return f'No comparison with {baseline}: it did not run.\n'
+    others = [c for c in cells if c.retention_ratio < 1 and c.versus_baseline is not None]
+    elsewhere = [cell for cell in others if cell.no_pairs == NOT_HERE]
+    here = [cell for cell in others if cell.no_pairs != NOT_HERE]
+    if not any(cell.versus_baseline and cell.versus_baseline.pairs for cell in here):
+        reasons = ', '.join(sorted({cell.no_pairs for cell in others})) or 'no other pruned cell'
+        ratios = sorted({ratio for _, _, ratio in against.cells(_ran(cells))})
+        return (
+            f'No pairs with {baseline}: {reasons}. It ran at {", ".join(f"{r:g}" for r in ratios)}'
+            f'; {HINT}.\n'
+        )
+    text = f'Each against {baseline}, on the same scenes; Holm p: corrected for all rows:\n\n'
+    text += comparison_table(here)
+    if elsewhere:
+        text += f'\nNot compared: {len(elsewhere)} cells where {baseline} did not run.\n'
+    return text
+
+
+def _ran(cells: Iterable[CellSummary]) -> list[tuple[str, str, float]]:
+    return [(cell.method, cell.variant, cell.retention_ratio) for cell in cells]
+
+
+def _rows(columns: Sequence[Column], cells: Sequence[CellSummary]) -> str:
+    return table([name for name, _ in columns], [[show(c) for _, show in columns] for c in cells])
+
+
+def _where(cells: Sequence[CellSummary]) -> list[Column]:
+    """Columns for what is not the same in all rows."""
+    columns: list[Column] = []
+    if len({cell.task for cell in cells}) > 1:
+        columns.append(('task', lambda c: c.task))
+    return columns + [
+        (name, _of_config(show)) for name, show in differing(c.config for c in cells)
+    ]
+
+
+def _of_config(show: Show) -> Callable[[CellSummary], str]:
+    return lambda cell: show(cell.config)
+
+
+def _scenes(cells: Sequence[CellSummary]) -> list[Column]:
+    """Only where it is another number than that of the episodes."""
+    several = any(cell.scenes < cell.episodes for cell in cells)
+    return [('scenes', lambda c: str(c.scenes))] if several else []
+
+
+def _of_baseline() -> list[Column]:
+    return [
+        ('baseline retention', lambda c: f'{c.baseline.retention_ratio:g}' if c.baseline else ''),
+        (
+            'baseline tokens',
+            lambda c: _number(c.baseline.retained_tokens_mean, '.1f') if c.baseline else '',
+        ),
+    ]
+
+
+def _is_pruned(cell: CellSummary) -> bool:
+    return cell.baseline is not None and cell.baseline.retention_ratio < 1
+
+
+def _holm(cells: Sequence[CellSummary]) -> list[str]:
+    """For each cell, '' where it has no pairs. One family."""
+    tested = [cell.versus_baseline for cell in cells]
+    p_values = iter(holm([versus.p_value for versus in tested if versus and versus.pairs]))
+    return [_p(next(p_values)) if versus and versus.pairs else '' for versus in tested]
+
+
+def _test(cells: Sequence[CellSummary]) -> str:
+    """McNemar's, unless the signs of scenes were flipped; the two agree with one pair a scene."""
+    tested = [cell.versus_baseline for cell in cells if cell.versus_baseline]
+    clustered = any(versus.scenes < versus.pairs for versus in tested)
+    return 'sign flip p' if clustered else 'McNemar p'
 
 
 def _success(cell: CellSummary) -> str:
@@ -105,9 +189,14 @@ def _difference(cell: CellSummary) -> str:
     if versus is None:
         return 'baseline'
     if not versus.pairs:
-        return 'no shared episodes'
+        return cell.no_pairs
     low, high = 100 * versus.low, 100 * versus.high
     return f'{100 * versus.difference:+.1f} [{low:+.1f}, {high:+.1f}]'
+
+
+def _count(cell: CellSummary, name: str) -> str:
+    versus = cell.versus_baseline
+    return str(getattr(versus, name)) if versus and versus.pairs else ''
 
 
 def _p_value(cell: CellSummary) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from safe_pruner_ros.evaluation.flops.policy_scoring import scoring_counter
 from safe_pruner_ros.evaluation.macs import macs_counter
 from safe_pruner_ros.evaluation.plan import Job
 from safe_pruner_ros.evaluation.rollout import run_episode
@@ -40,13 +41,12 @@ def run_job(job: Job) -> dict[str, Any]:
     settings = episode_settings(job)
     policy = _policy(job)
     policy.update_pruner(**settings)  # a fresh pruner: nothing is left of the episode before
-    height = max(view.height for view in policy.spec.views)
-    width = max(view.width for view in policy.spec.views)
-    env, expert = warm_environment(job.task, height, width)
-    macs = macs_counter(policy, job.cell.method, settings)
+    env, expert = warm_environment(job.task, *image_size(policy))
     result = run_episode(
-        policy, env, job.seed, job.asked_object, job.rollout, macs,
+        policy, env, job.seed, job.asked_object, job.rollout,
+        macs=macs_counter(policy, job.cell.method, settings),
         subtask=lambda: expert.subtask(env.target_index),
+        scoring_macs=scoring_counter(policy, job.cell.method, settings),
     )  # fmt: skip
     return {
         'task': job.task,
@@ -81,6 +81,12 @@ def _policy(job: Job) -> Policy:
     if name not in _warm.policies:
         _warm.policies[name] = job.policy.build(job.cell.method, job.cell.settings)
     return _warm.policies[name]
+
+
+def image_size(policy: Policy) -> tuple[int, int]:
+    """(height, width) in px of pictures that are large enough for every view."""
+    views = policy.spec.views
+    return max(view.height for view in views), max(view.width for view in views)
 
 
 def warm_environment(task: str, height: int, width: int) -> tuple[DualArmEnv, ScriptedExpert]:

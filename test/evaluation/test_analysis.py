@@ -1,4 +1,5 @@
-"""Analyses on small made-up episodes, against plain loops and numbers worked out by hand."""
+"""Analyses of subtasks and key timesteps, their estimates and files, on small made-up episodes:
+against plain loops and numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -10,26 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
+from helpers.recordings import LAYERS, D, V, recording, shuffled_scene
 
 from safe_pruner_ros.core.catalog import build_pruner
-from safe_pruner_ros.core.tokens import ViewGrid
-from safe_pruner_ros.evaluation.analysis.core_tokens import (
-    core_token_loss,
-    core_tokens,
-    dropped_share,
-    early_cue,
-    random_row,
-    safe_cue,
-)
 from safe_pruner_ros.evaluation.analysis.estimates import estimate, ratio_estimate
-from safe_pruner_ros.evaluation.analysis.forecast import (
-    cosine_and_kl,
-    forecast_accuracy,
-    same_subtask,
-)
 from safe_pruner_ros.evaluation.analysis.keyframes import detection_cases, keyframe_rows
-from safe_pruner_ros.evaluation.analysis.recording import QUERIES, Recording, collect, load, save
+from safe_pruner_ros.evaluation.analysis.recording import collect, load, save
 from safe_pruner_ros.evaluation.analysis.subtasks import (
     boundaries_of,
     replay_detections,
@@ -39,110 +26,7 @@ from safe_pruner_ros.evaluation.analysis.subtasks import (
 from safe_pruner_ros.evaluation.results import ResultsError
 from safe_pruner_ros.evaluation.worker import forget_warm
 
-V, D, LAYERS = 12, 6, 5
 RNG = np.random.default_rng(3)
-
-
-def recording(
-    saliency: np.ndarray, features: np.ndarray, subtasks: Sequence[str], seed: int = 0
-) -> Recording:
-    """Two views of six tokens; ``saliency`` [T, L, V] for every query group."""
-    views = (ViewGrid('head', 2, 3), ViewGrid('wrist', 2, 3))
-    groups = {queries: saliency.astype(np.float32) for queries in QUERIES}
-    return Recording(seed, True, views, features.astype(np.float32), groups, tuple(subtasks))
-
-
-def shuffled_scene(n_steps: int) -> Recording:
-    """Each token keeps its feature and saliency but moves to another place at every step."""
-    things, looks = RNG.normal(size=(V, D)), RNG.random((LAYERS, V)) + 0.01
-    orders = [RNG.permutation(V) for _ in range(n_steps)]
-    return recording(
-        np.stack([looks[:, order] for order in orders]),
-        np.stack([things[order] for order in orders]),
-        ['pick'] * n_steps,
-    )
-
-
-# ---- forecast
-
-
-def test_cosine_and_kl_by_hand() -> None:
-    cosine, kl = cosine_and_kl(np.array([3.0, 1.0]), np.array([1.0, 1.0]))
-    assert cosine == pytest.approx(4 / (math.sqrt(10) * math.sqrt(2)))
-    assert kl == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
-    p, q = RNG.random(V), RNG.random(V)
-    assert cosine_and_kl(p, q)[1] == pytest.approx(stats.entropy(p, q))
-    assert cosine_and_kl(p, 7 * p) == pytest.approx((1.0, 0.0), abs=1e-12)
-    assert cosine_and_kl(np.array([1.0, 1.0]), np.array([1.0, 0.0]))[1] == math.inf
-    assert all(map(math.isnan, cosine_and_kl(np.zeros(2), np.ones(2))))
-
-
-def test_things_that_moved_are_forecast_exactly_by_matching_only() -> None:
-    rows = forecast_accuracy([shuffled_scene(4)], [3, 4], early_layer=2, max_lag=2)
-    by = {(row.lag, row.saliency, row.how): row for row in rows}
-    assert len(by) == 2 * 2 * 3
-    for lag, name in itertools.product((1, 2), ('early', 'deep')):
-        assert by[lag, name, 'matched'].cosine.mean == pytest.approx(1.0, abs=1e-6)
-        assert by[lag, name, 'matched'].kl.mean == pytest.approx(0.0, abs=1e-6)
-        assert by[lag, name, 'in place'].kl.mean > 0.05
-    assert by[1, 'deep', 'matched'].pairs == 3 and by[2, 'deep', 'matched'].pairs == 2
-
-
-def test_pairs_do_not_cross_a_subtask_boundary() -> None:
-    scene = shuffled_scene(5)
-    parted = recording(scene.saliency['action'], scene.features, 'aabba')
-    within = forecast_accuracy([parted], [4], max_lag=4)
-    assert {(row.lag, row.pairs) for row in within} == {(1, 2)}  # 0-1 and 2-3
-    anywhere = forecast_accuracy([parted], [4], max_lag=4, within_subtask=False)
-    assert {(row.lag, row.pairs) for row in anywhere} == {(1, 4), (2, 3), (3, 2), (4, 1)}
-    assert same_subtask('aabba', 2, 3) and not same_subtask('aabba', 0, 4)  # back to 'a' by then
-
-
-# ---- core tokens
-
-
-def test_core_tokens_are_the_top_tenth() -> None:
-    assert core_tokens(np.array([0.1, 0.9, 0.5, 0.9]), 0.5).tolist() == [1, 3]
-    assert core_tokens(np.ones(30)).tolist() == [0, 1, 2]
-    assert core_tokens(np.arange(4.0)).tolist() == [3]  # at least one
-    assert dropped_share(np.array([0, 3]), np.array([1, 3])) == 0.5
-
-
-def test_loss_of_core_tokens_is_that_of_a_plain_count() -> None:
-    saliency = RNG.random((3, LAYERS, V))
-    scene = recording(saliency, RNG.normal(size=(3, V, D)), 'abc')
-    rows = core_token_loss([scene], {'early': early_cue('action', 2)}, [0.25, 0.75], 2)
-    for row, keep in zip(rows[:2], (9, 3), strict=True):
-        dropped = []
-        for step in range(3):
-            kept = set(sorted(range(V), key=lambda v: -saliency[step, 2, v])[:keep])
-            for layer in (0, 1, 3, 4):
-                best = max(range(V), key=lambda v: saliency[step, layer, v])
-                dropped.append(best not in kept)  # a tenth of twelve tokens is one
-        assert row.dropped.mean == pytest.approx(np.mean(dropped))
-        assert row.any_dropped.mean == pytest.approx(np.mean(dropped))
-    assert [row.cue for row in rows[2:]] == ['random (exact)'] * 2
-
-
-def test_chance_is_exact() -> None:
-    row = random_row(0.5, 30)  # 15 of 30 kept, 3 core
-    assert row.dropped.mean == 0.5
-    assert row.any_dropped.mean == pytest.approx(1 - stats.hypergeom(30, 3, 15).pmf(3))
-    assert random_row(0.95, 30).any_dropped.mean == 1.0  # 2 kept, 3 core
-
-
-def test_a_perfect_forecast_drops_nothing_that_it_has_room_for() -> None:
-    scene = shuffled_scene(4)
-    deep = scene.saliency['action'].copy()
-    deep[:, 3:] = deep[:, 3:4]  # both deep layers look at the same
-    deep[:, :3] = 0.01 + 1e-4 * RNG.random(deep[:, :3].shape)  # early ones at nothing
-    scene = recording(deep, scene.features, scene.subtasks)
-    cue = safe_cue({'deep_layers': (3, 4), 'alpha': 0.0}, lag=2)
-    assert cue(scene, 1, 0.25) is None
-    for step in (2, 3):
-        retained = cue(scene, step, 0.25)
-        assert len(retained) == 3
-        assert dropped_share(retained, core_tokens(deep[step, 4], 0.25)) == 0
 
 
 # ---- subtasks
@@ -241,6 +125,17 @@ def test_keyframe_rows_by_hand() -> None:
     assert rows[0].reasons == {'first step': 0.5, 'subtask boundary': 0.25, 'stale': 0.25}
 
 
+def test_key_timesteps_of_two_checkpoints_are_not_pooled() -> None:
+    often = episode(10, dict.fromkeys(range(5), 'stale')) | {'config': {'checkpoint': 'aa'}}
+    rarely = episode(10, {0: 'first step'}) | {'config': {'checkpoint': 'bb'}}
+    rows = {row.variant: row.share.mean for row in keyframe_rows([often, rarely])}
+    assert rows == {'safe_pruner (checkpoint aa)': 0.5, 'safe_pruner (checkpoint bb)': 0.1}
+    assert list(detection_cases([often, rarely])) == [
+        'pick_place, safe_pruner (checkpoint aa) at 0.3',
+        'pick_place, safe_pruner (checkpoint bb) at 0.3',
+    ]
+
+
 def test_boundaries_of_an_episode_without_key_timesteps_were_missed() -> None:
     seen = episode(10, {0: 'first step', 4: 'subtask boundary', 6: 'stale'})
     missed, never = episode(8, {}), episode(9, {}, 'random')
@@ -261,8 +156,15 @@ def test_intervals_draw_episodes() -> None:
     assert ratio_estimate([1, 3], [10, 10]).mean == 0.2
 
 
+def test_episodes_without_a_finite_value_are_counted() -> None:
+    found = estimate([1.0, float('inf'), float('nan'), 3.0, float('inf')])
+    assert (found.mean, found.episodes, found.infinite) == (2.0, 2, 2)
+    nothing = estimate([float('inf')])
+    assert math.isnan(nothing.mean) and (nothing.episodes, nothing.infinite) == (0, 1)
+
+
 def test_recordings_survive_the_disk(tmp_path: Path) -> None:
-    scene, path = shuffled_scene(3), tmp_path / '7.npz'
+    scene, path = shuffled_scene(3, RNG), tmp_path / '7.npz'
     save(scene, path, {'task': 'pick_place'})
     found = load(path, {'task': 'pick_place'})
     np.testing.assert_array_equal(found.features, scene.features)

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from safe_pruner_ros import cli
+from safe_pruner_ros.evaluation import plots
 from safe_pruner_ros.evaluation.closed_loop import read_results
+from safe_pruner_ros.evaluation.palette import LIGHT_GREY
 from safe_pruner_ros.evaluation.plots import draw_keyframes
 from safe_pruner_ros.evaluation.results import ResultsError
 from safe_pruner_ros.evaluation.success_plots import METHOD_COLOURS, draw_rates, draw_success
@@ -100,6 +102,129 @@ def test_results_that_disagree_are_refused(tmp_path: Path) -> None:
         read_results([second])
     with pytest.raises(FileNotFoundError, match='no evaluation results at'):
         read_results([tmp_path / 'nowhere'])
+
+
+def test_times_and_later_fields_are_no_disagreement(tmp_path: Path) -> None:
+    times = ('latency_ms_p50', 'latency_ms_mean', 'latency_ms_key_p50', 'latency_ms_pruned_p50')
+    old = episode('fastv', 1, True)
+    new = old | {name: 99.0 for name in times} | {'scoring_macs_mean': 5.0, 'settings_hash': 'c'}
+    first, second = write(tmp_path / 'a.jsonl', [old]), write(tmp_path / 'b.jsonl', [new])
+    for paths in ([first, second], [second, first]):
+        (found,) = read_results(paths)
+        assert found['scoring_macs_mean'] == 5.0  # known to one of them
+    other = write(tmp_path / 'c.jsonl', [new | {'scoring_macs_mean': 6.0}])
+    with pytest.raises(ResultsError, match='scoring_macs_mean'):
+        read_results([second, other])
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [('', 'holds no episodes; leave it out'), ('no results\n', 'line 1 is not an episode')],
+)
+def test_a_file_without_episodes_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / 'episodes.jsonl').write_text(content)
+    out = tmp_path / 'closed_loop.json'
+    out.write_text('committed')
+    assert cli.main(['table', str(tmp_path), '--out', str(out)]) == 2
+    assert out.read_text() == 'committed'
+    with pytest.raises(ResultsError, match=message):
+        read_results([tmp_path])
+
+
+def test_lines_without_configuration_stay_alone(tmp_path: Path) -> None:
+    old = [{k: v for k, v in episode('fastv', s, True).items() if k != 'config'} for s in (1, 2)]
+    new = [episode('fastv', 3, True)]
+    first, second = write(tmp_path / 'a.jsonl', old[:1]), write(tmp_path / 'b.jsonl', old[1:])
+    third = write(tmp_path / 'c.jsonl', new)
+    assert len(read_results([first])) == 1
+    for others in (second, third):
+        with pytest.raises(ResultsError, match=r'a.jsonl has 1 lines of an older version'):
+            read_results([first, others])
+    mixed = write(tmp_path / 'd.jsonl', [*old, *new])
+    with pytest.raises(ResultsError, match=r'd.jsonl has 2 lines .* beside lines that do'):
+        read_results([mixed])
+
+
+@pytest.mark.parametrize(
+    ('baselines', 'message'),
+    [
+        (['safe_pruner:tau=0.42'], 'safe_pruner:similarity_threshold=0.42 is not among these'),
+        (['unpruned', 'divprune'], 'divprune is not among these results'),
+        (['unpruned', 'fastv@0.9'], 'fastv has the ratios 0.2 only'),
+    ],
+)
+def test_a_baseline_that_never_ran_is_refused(tmp_path: Path, baselines, message, capsys) -> None:
+    episodes = [episode(m, s, True) for m in ('unpruned', 'fastv', 'safe_pruner') for s in (1, 2)]
+    file, out = write(tmp_path / 'a.jsonl', episodes), tmp_path / 'out/closed_loop.json'
+    assert cli.main(['table', str(file), '--out', str(out), '--baseline', *baselines]) == 2
+    assert message in capsys.readouterr().err and not out.exists()
+    good = ['--baseline', 'unpruned', 'fastv@0.2']
+    assert cli.main(['table', str(file), '--out', str(out), *good]) == 0
+    versus = json.loads(out.read_text())[1]['versus_baseline']
+    assert (versus['variant'], versus['retention_ratio']) == ('unpruned', 1.0)
+    assert {path.suffix for path in out.parent.iterdir()} == {'.json', '.md', '.png'}
+
+
+def test_a_plot_that_fails_leaves_the_table_as_it_was(tmp_path: Path, monkeypatch) -> None:
+    file = write(tmp_path / 'a.jsonl', [episode('unpruned', 1, True)])
+    out = tmp_path / 'closed_loop.json'
+    arguments = ['table', str(file), '--out', str(out)]
+    assert cli.main(arguments) == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    write(file, [episode('unpruned', 1, False)])
+    before[file] = file.read_bytes()
+
+    def broken(*arguments: object) -> None:
+        raise KeyError('colour')
+
+    monkeypatch.setattr(plots, 'draw_keyframes', broken)  # the last of them
+    with pytest.raises(KeyError):
+        cli.main(arguments)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_methods_that_left_the_catalog_are_grey() -> None:
+    episodes = [episode(m, s, True) for m in ('unpruned', 'cover_forecast') for s in range(3)]
+    figure = draw_rates(summarise(episodes))
+    assert figure is not None
+    colours = [bars.lines[0].get_color() for bars in figure.axes[0].containers]
+    assert LIGHT_GREY in colours and LIGHT_GREY not in METHOD_COLOURS.values()
+
+
+def test_plots_keep_configurations_apart() -> None:
+    episodes = [
+        episode('safe_pruner', seed, seed < solved, config={'checkpoint': 'aa', 'split': split})
+        for split, solved in (('test', 8), ('validation', 2))
+        for seed in range(8)
+    ]
+    figure = draw_rates(summarise(episodes))
+    assert figure is not None
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert rows == [
+        'safe_pruner (split test) @0.2',
+        'safe_pruner (split validation) @0.2',
+    ]
+    keys = draw_keyframes(episodes)
+    assert keys is not None and len(keys.axes) == 4  # two panels, shares and episodes
+
+
+@pytest.mark.parametrize(
+    ('means', 'label'), [((20.0, 30.0), 'mean, key timesteps'), ((20.0, None), 'median')]
+)
+def test_latency_is_the_mean_where_all_cells_have_it(means, label, tmp_path, monkeypatch) -> None:
+    episodes = [
+        episode(method, 1, True, latency_ms_mean=mean)
+        for method, mean in zip(('unpruned', 'fastv'), means, strict=True)
+    ]
+    drawn = {}
+
+    def remember(cells: object, x: Any, text: str) -> None:
+        drawn[text] = [x(cell) for cell in cells]
+
+    monkeypatch.setattr(plots, 'draw_success', remember)
+    plots.write_plots(tmp_path, summarise(episodes), episodes)
+    (values,) = (drawn[text] for text in drawn if 'latency' in text and label in text)
+    assert values == ([20.0, 30.0] if None not in means else [11.0, 11.0])
 
 
 def test_plots_show_what_was_measured() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from safe_pruner_ros.cli import main
+from safe_pruner_ros.core.baselines.fastv import FastV
 from safe_pruner_ros.evaluation import evaluate as module
 from safe_pruner_ros.evaluation.evaluate import check_plan, evaluate
 from safe_pruner_ros.evaluation.plan import EvaluationPlan, Job, build_cells
@@ -16,8 +19,12 @@ from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.results import read_episodes
 from safe_pruner_ros.evaluation.rollout import RolloutSettings
 from safe_pruner_ros.evaluation.worker import forget_warm, run_job
+from safe_pruner_ros.policies.embedded import EmbeddedPolicy
+from safe_pruner_ros.policies.policy import PolicyOutput
+from safe_pruner_ros.types import Observation
 
-VARYING = ('latency_ms_p50', 'wall_s', 'commit')
+LATENCIES = tuple(f'latency_ms_{part}' for part in ('mean', 'p50', 'key_p50', 'pruned_p50'))
+VARYING = (*LATENCIES, 'wall_s', 'commit')
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +61,11 @@ def test_evaluates_resumes_and_repeats(checkpoint: Path, tmp_path: Path) -> None
 
     first = read_episodes(whole / 'episodes.jsonl')
     assert {'commit', 'settings_hash', 'instruction', 'target'} <= set(first[0])
+    scoring = {episode['method']: episode['scoring_macs_mean'] for episode in first}
+    assert scoring['safe_pruner'] > scoring['random'] == scoring['unpruned'] == 0
+    assert all(episode['latency_ms_mean'] > 0 for episode in first)
+    kinds = [episode['latency_ms_key_p50'] is None for episode in first]
+    assert kinds == [episode['method'] != 'safe_pruner' for episode in first]
 
     # In two goes, the first of them killed while it wrote: the same episodes, each once.
     evaluate(make_plan(checkpoint, (500_000,)), parts, jobs=1)
@@ -102,6 +114,73 @@ def test_plan_is_checked_before_anything_runs(checkpoint: Path, tmp_path: Path) 
                 'pick_place', cells, (1,), policy=PolicySource(checkpoint=str(checkpoint))
             )
         )
+
+
+def test_first_step_and_latency_are_checked_before_anything_runs(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(checkpoint)
+    late = replace(plan, rollout=RolloutSettings(max_policy_steps=2, latency_ticks=60))
+    with pytest.raises(ValueError, match='latency_ticks must be below 20'):
+        check_plan(late)
+
+    def fails(self: FastV, context: object) -> None:
+        raise RuntimeError('no such kernel')
+
+    monkeypatch.setattr(FastV, 'saliency', fails)
+    cells = build_cells(['random', 'fastv@0.5'], [0.3], {})
+    with pytest.raises(ValueError, match='fastv at 0.5 fails on its first policy step: Runtime'):
+        check_plan(replace(plan, cells=cells))
+
+
+def test_errors_end_in_exit_code_one_and_can_be_run_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    command = [
+        'evaluate', '--methods', 'unpruned,random', '--seeds', '500000,500001', '--jobs', '1',
+        '--checkpoint', str(checkpoint), '--max-policy-steps', '2', '--out', str(tmp_path / 'out'),
+    ]  # fmt: skip
+    predict, path = EmbeddedPolicy.predict, tmp_path / 'out' / 'episodes.jsonl'
+
+    def short_of_memory(self: EmbeddedPolicy, observation: Observation) -> PolicyOutput:
+        if self._step == 1 and self._method == 'random':
+            raise MemoryError('out of memory')
+        return predict(self, observation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddedPolicy, 'predict', short_of_memory)
+        assert main(command) == 1
+    assert '2 episodes ended in an error (2 of random at 0.3; the first: MemoryError' in (
+        capsys.readouterr().err
+    )
+    assert main(command) == 1  # what is recorded stays recorded
+    assert main([*command, '--retry-errors']) == 0
+    episodes = read_episodes(path)
+    assert len(episodes) == 4 and not any(episode['error'] for episode in episodes)
+    before = path.read_bytes()
+    assert main([*command, '--retry-errors']) == 0 and path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--methods', 'safe_pruner:K=2.5'], 'pruning_layer must be a whole number, got 2.5'),
+        (['--methods', 'safe_pruner:tau=abc'], "a finite number, got 'abc'"),
+        (['--latency-ticks', '60'], 'latency_ticks must be below'),
+        (['--out', '{file}'], '--out is a folder for results'),
+        (['--out', '{file}/below'], '--out is a folder for results'),
+    ],
+)
+def test_wrong_commands_leave_nothing_behind(
+    arguments: list[str], message: str, checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    file = tmp_path / 'file'
+    file.write_text('x')
+    given = [argument.format(file=file) for argument in arguments]
+    out = [] if '--out' in arguments else ['--out', str(tmp_path / 'out')]
+    assert main(['evaluate', '--checkpoint', str(checkpoint), *out, *given]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_latency_of_both_variants_in_one_run(checkpoint: Path) -> None:

@@ -24,7 +24,8 @@ from safe_pruner_ros.evaluation.results import ResultsError, read_episodes
 from safe_pruner_ros.evaluation.rollout import RolloutSettings
 from safe_pruner_ros.evaluation.worker import forget_warm
 
-VARYING = ('latency_ms_p50', 'wall_s', 'commit')
+LATENCIES = tuple(f'latency_ms_{part}' for part in ('mean', 'p50', 'key_p50', 'pruned_p50'))
+VARYING = (*LATENCIES, 'wall_s', 'commit')
 METHODS = ('unpruned', 'random', 'safe_pruner:tau=0.9')
 SEEDS = (500_000, 500_001)
 PATIENCE_S = 900.0  # of a machine with much else to do
@@ -159,11 +160,12 @@ class Run:
 
 
 def _children(pid: int) -> list[int]:
-    direct = [
-        int(child)
-        for task in Path(f'/proc/{pid}/task').iterdir()
-        for child in (task / 'children').read_text().split()
-    ]
+    """All descendants; a process or thread that ends while it is read has none."""
+    direct: list[int] = []
+    with suppress(OSError):
+        for task in Path(f'/proc/{pid}/task').iterdir():
+            with suppress(OSError):
+                direct += map(int, (task / 'children').read_text().split())
     return direct + [grandchild for child in direct for grandchild in _children(child)]
 
 

@@ -10,12 +10,8 @@ from typing import Any
 import pytest
 from joblib import parallel_config
 
-from safe_pruner_ros.evaluation.execution import (
-    MAX_FRUITLESS_DEATHS,
-    WorkerDied,
-    on_backend,
-    run_jobs,
-)
+from safe_pruner_ros.evaluation import execution
+from safe_pruner_ros.evaluation.execution import WorkerDied, on_backend, run_jobs
 
 JOBS = ['ab', 'c', 'def', 'g', 'hi']
 
@@ -52,18 +48,30 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, capsys) -> None:
     assert sorted(record['job'] for _, record in found) == list(range(8))
 
 
-def test_a_worker_that_always_dies_is_an_error(tmp_path: Path) -> None:
-    marks = tmp_path / 'deaths'
+def test_a_job_that_always_kills_its_worker_stops_nobody_else() -> None:
+    def dies(job: int) -> dict[str, Any]:
+        if job in (0, 17):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {'job': job}
+
+    found: list[int] = []
+    with pytest.raises(WorkerDied, match='of 2 episodes died twice.*: 0; 17. All others') as error:
+        found.extend(record['job'] for _, record in run_jobs(dies, range(30), 2))
+    assert sorted(found) == [job for job in range(30) if job not in (0, 17)]
+    assert 'run the same command again' in str(error.value)
+
+
+def test_workers_that_die_whatever_they_run_are_an_error(monkeypatch) -> None:
+    monkeypatch.setattr(execution, 'MAX_DEATHS', 2)
 
     def dies(job: int) -> dict[str, Any]:
-        with marks.open('a') as file:
-            file.write('x')
         os.kill(os.getpid(), signal.SIGKILL)
         return {}
 
-    with pytest.raises(WorkerDied, match='run the same command again to go on'):
-        list(run_jobs(dies, [1, 2], 2))
-    assert len(marks.read_text()) >= MAX_FRUITLESS_DEATHS
+    with pytest.raises(WorkerDied, match='keep dying .2 times'):
+        list(run_jobs(dies, range(40), 2))
+    with pytest.raises(WorkerDied, match='keep dying .2 times'):  # one by one
+        list(run_jobs(dies, range(3), 2))
 
 
 def test_a_killed_dask_worker_costs_nothing(tmp_path: Path) -> None:

@@ -185,6 +185,36 @@ def test_configured_settings_are_where_a_method_starts() -> None:
 
 
 @pytest.mark.parametrize(
+    ('spellings', 'variant'),
+    [
+        (['tau=1', 'tau=1.0', 'tau=1e0'], 'similarity_threshold=1'),
+        (['tau=0', 'tau=0.0'], 'similarity_threshold=0'),
+        (['forecast=0', 'forecast=False', 'forecast=false'], 'forecast=False'),
+        (['K=2', 'K=2.0'], 'pruning_layer=2'),
+        (['max_keyframe_age=None'], 'max_keyframe_age=None'),
+        (['S=-4,-3,-2,-1', 'S=[-4.0, -3, -2, -1]'], 'deep_layers=-4,-3,-2,-1'),
+        (['S=8', 'S=(8,)'], 'deep_layers=8'),
+        (['tau=0.95'], 'similarity_threshold=0.95'),
+    ],
+)
+def test_equal_settings_are_one_cell_under_one_name(spellings, variant) -> None:
+    for spelling in spellings:
+        assert parse_method(f'safe_pruner:{spelling}').variant == f'safe_pruner:{variant}'
+    cells = build_cells([f'safe_pruner:{spelling}' for spelling in spellings], [0.3], {})
+    assert [cell.variant for cell in cells] == [f'safe_pruner:{variant}']
+    name, value = spellings[-1].split('=')
+    again = build_cells(
+        ['safe_pruner', f'safe_pruner:{spellings[0]}'], [0.3], parse_settings([f'{name}={value}'])
+    )
+    assert len(again) == 1  # from --set it is the same, too
+
+
+def test_settings_of_methods_that_do_not_run_are_checked() -> None:
+    with pytest.raises(ValueError, match="method 'fastv': pruning_layer must be a whole number"):
+        build_cells(['random'], [0.3], {}, {'fastv': {'pruning_layer': 'deep'}})
+
+
+@pytest.mark.parametrize(
     ('methods', 'ratios', 'settings', 'message'),
     [
         ([], [0.3], {}, 'no method given'),
@@ -197,7 +227,17 @@ def test_configured_settings_are_where_a_method_starts() -> None:
         (['random'], [0.3], {'safe_pruner.alpha': 1}, 'none of the methods'),
         (['random'], [0.3], {'retention_ratio': 1}, 'use --retention'),
         (['safe_pruner'], [0.3], {'alpha': 1.5}, 'alpha must be in'),
-        (['safe_pruner:alpha=much'], [0.3], {}, "method 'safe_pruner': bad value in a setting"),
+        (['safe_pruner:alpha=much'], [0.3], {}, "'safe_pruner': alpha must be .* got 'much'"),
+        (['safe_pruner:tau=nan'], [0.3], {}, 'similarity_threshold must be a finite number'),
+        (['safe_pruner:tau=True'], [0.3], {}, 'similarity_threshold must be .* got True'),
+        (['safe_pruner:K=2.5'], [0.3], {}, 'pruning_layer must be a whole number, got 2.5'),
+        (['safe_pruner:max_keyframe_age=often'], [0.3], {}, "a whole number, got 'often'"),
+        (['safe_pruner:S=0,x'], [0.3], {}, "deep_layers must be whole numbers like .* got '0,x'"),
+        (['safe_pruner:S=0,1.5'], [0.3], {}, r'deep_layers must be .* got \(0, 1.5\)'),
+        (['safe_pruner:forecast=2'], [0.3], {}, 'forecast must be True or False .* got 2'),
+        (['random:seed=0.5'], [0.3], {}, 'seed must be a whole number, got 0.5'),
+        (['safe_pruner'], [0.3], {'pruning_layer': 2.5}, 'pruning_layer must be a whole number'),
+        (['safe_pruner'], [0.3], {'deep_weight': float('inf')}, 'deep_weight must be a finite'),
     ],
 )
 def test_wrong_cells_are_refused(methods, ratios, settings, message) -> None:

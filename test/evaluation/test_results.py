@@ -53,6 +53,22 @@ def test_line_cut_by_a_kill_is_run_again(tmp_path: Path, cut: int) -> None:
     assert [episode['seed'] for episode in read_episodes(path)] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    'foreign',
+    ['{"epoch": 1}\n', '{"task": "pick_place", "se\n', '{"epoch": 1}', 'loss 0.3', 'a,b\n1,2'],
+)
+def test_what_is_not_ours_is_not_cut(tmp_path: Path, foreign: str) -> None:
+    for before in ('', json.dumps(record(0)) + '\n'):
+        path = tmp_path / 'episodes.jsonl'
+        path.write_text(before + foreign)
+        with (
+            pytest.raises(ResultsError, match='is not an episode'),
+            ResultsFolder(tmp_path, CONFIG),
+        ):
+            pass
+        assert path.read_text() == before + foreign
+
+
 def test_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     path = fill(tmp_path, 3)
     lines = path.read_text().splitlines(keepends=True)
@@ -88,3 +104,46 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
         ResultsFolder(tmp_path, CONFIG),
     ):
         pass
+
+
+def test_a_folder_without_episodes_takes_another_config(tmp_path: Path) -> None:
+    fill(tmp_path, 0)
+    with ResultsFolder(tmp_path, CONFIG | {'latency_ticks': 3}) as results:
+        results.add(record(0))
+    assert json.loads((tmp_path / 'config.json').read_text())['latency_ticks'] == 3
+    with pytest.raises(ResultsError, match='latency_ticks was 3'), ResultsFolder(tmp_path, CONFIG):
+        pass
+
+
+def test_episodes_know_their_config_when_the_file_is_lost(tmp_path: Path) -> None:
+    config = CONFIG | {'checkpoint': 'abc'}
+    with ResultsFolder(tmp_path, config) as results:
+        results.add(record(0) | {'config': results.config_of_episode})
+        results.add(record(1))  # as lines of the first versions: nothing to compare
+    (tmp_path / 'config.json').unlink()
+    for change in ({'checkpoint': 'def'}, {'task': 'pack_doll'}, {'latency_ticks': 3}):
+        name = next(iter(change))
+        with (
+            pytest.raises(ResultsError, match=f'{name} was'),
+            ResultsFolder(tmp_path, config | change),
+        ):
+            pass
+        assert not (tmp_path / 'config.json').exists()
+    with ResultsFolder(tmp_path, config) as results:
+        assert len(results.episodes) == 2
+
+
+def test_removed_episodes_are_added_anew_once(tmp_path: Path) -> None:
+    path = fill(tmp_path, 3)
+    with ResultsFolder(tmp_path, CONFIG) as results:
+        results.remove({key(1)})
+        assert [episode['seed'] for episode in read_episodes(path)] == [0, 2]
+        with (
+            pytest.raises(ResultsError, match='another evaluation'),  # still locked
+            ResultsFolder(tmp_path, CONFIG),
+        ):
+            pass
+        results.add(record(1))
+        with pytest.raises(ResultsError, match='already'):
+            results.add(record(1))
+    assert [episode['seed'] for episode in read_episodes(path)] == [0, 2, 1]

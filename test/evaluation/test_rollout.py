@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,23 @@ def test_counts_key_timesteps_in_every_mean(env, make_policy) -> None:
     assert result.retained_tokens_mean == pytest.approx((10 + 3 + 3 + 10) / 4)
     assert result.pruning_ratio_mean == pytest.approx(0.35)
     assert result.latency_ms_p50 == 11.5 and result.macs_mean == 2.0
+
+
+def test_latency_of_key_timesteps_is_told_apart(env, make_policy) -> None:
+    policy = make_policy(ramp)
+    predict, slow = policy.predict, {0: 90.0, 3: 110.0}  # key timesteps take long, as they do
+
+    def timed(observation: Observation) -> PolicyOutput:
+        step = policy.step
+        return replace(predict(observation), latency_ms={'total': slow.get(step, 10.0 + step)})
+
+    policy.predict = timed
+    result = run_episode(policy, env, 0, settings=RolloutSettings(max_policy_steps=4))
+    assert result.latency_ms_mean == pytest.approx((90 + 11 + 12 + 110) / 4)
+    assert (result.latency_ms_key_p50, result.latency_ms_pruned_p50) == (100.0, 11.5)
+    assert result.latency_ms_p50 == 51.0
+    short = run_episode(policy, env, 0, settings=RolloutSettings(max_policy_steps=1))
+    assert short.latency_ms_key_p50 == 90.0 and np.isnan(short.latency_ms_pruned_p50)
 
 
 def test_latency_lets_the_old_chunk_go_on_and_skips_late_actions(env, make_policy) -> None:

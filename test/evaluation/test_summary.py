@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from safe_pruner_ros.evaluation.baselines import Baseline, check_baseline, read_baseline
+from safe_pruner_ros.evaluation.evaluate_command import _baseline
 from safe_pruner_ros.evaluation.macs import DecoderShape
+from safe_pruner_ros.evaluation.plan import EvaluationPlan, build_cells
 from safe_pruner_ros.evaluation.results import ResultsError, to_json
 from safe_pruner_ros.evaluation.summary import as_dict, summarise
 from safe_pruner_ros.evaluation.tables import markdown_summary, markdown_table
@@ -26,6 +29,13 @@ def episode(method: str, seed: int, success: bool, ratio: float = 0.3, **more: o
         'macs_mean': None,
         'latency_ms_p50': 10.0,
     } | more
+
+
+def read_table(text: str) -> list[dict[str, str]]:
+    """The rows of the first Markdown table in ``text``, by column."""
+    lines = text[text.index('| ') :].split('\n\n')[0].splitlines()
+    head, _, *rows = [line[2:].removesuffix(' |').split(' | ') for line in lines]
+    return [dict(zip(head, row, strict=True)) for row in rows]
 
 
 def test_differences_are_taken_on_shared_episodes_only() -> None:
@@ -114,11 +124,190 @@ def test_summary_compares_pair_by_pair_with_every_baseline() -> None:
         for seed in range(10)
     ]
     text = markdown_summary(episodes, ['unpruned', 'safe_pruner'])
-    first, second = text.split('Each against safe_pruner at the same ratio')
-    assert first.count('\n|') == 5 and 'baseline' in first
-    rows = [line for line in second.splitlines() if line.startswith('| fastv')]
+    first, second = text.split('Each against safe_pruner, on the same scenes')
+    assert first.startswith('Against unpruned, on the same scenes') and first.count('\n|') == 6
+    rows = {row['method']: row for row in read_table(second)}
+    assert set(rows) == {'fastv', 'random'}
     # McNemar of 0 against 8: 2 / 2**8; Holm doubles the smaller of two.
-    assert '| 10 | 0 | 8 | -80.0 [' in rows[0] and rows[0].endswith('| 0.008 | 0.016 |')
+    wanted = {'pairs': '10', 'only it': '0', 'only the other': '8', 'McNemar p': '0.008'}
+    assert wanted.items() <= rows['fastv'].items() and rows['fastv']['Holm p'] == '0.016'
+    assert rows['fastv']['baseline retention'] == '0.3'
+    assert rows['fastv']['baseline tokens'] == rows['fastv']['mean tokens'] == '60.0'
+
+
+def test_first_table_corrects_for_the_rows_of_a_task() -> None:
+    losses = {'pick_place': {'fastv': 8, 'random': 2, 'divprune': 0}, 'pack_doll': {'fastv': 8}}
+    episodes = [
+        episode(method, seed, seed >= failures, task=task)
+        for task, methods in losses.items()
+        for method, failures in {'unpruned': 0, **methods}.items()
+        for seed in range(10)
+    ]
+    rows = {(r['task'], r['method']): r for r in read_table(markdown_table(summarise(episodes)))}
+    assert {key: row['Holm p'] for key, row in rows.items()} == {
+        ('pack_doll', 'unpruned'): '',
+        ('pack_doll', 'fastv'): '0.008',  # the only one of its task
+        ('pick_place', 'unpruned'): '',
+        ('pick_place', 'random'): '1.000',  # 0.5 x 2
+        ('pick_place', 'fastv'): '0.023',  # 2 / 2**8 x 3
+        ('pick_place', 'divprune'): '1.000',
+    }
+
+
+def two_ratios() -> list[dict]:
+    """A baseline at two ratios, and others at neither of them."""
+    runs = (('unpruned', 1.0, 10), ('safe_pruner', 0.13, 9), ('safe_pruner', 0.18, 10),
+            ('fastv', 0.25, 5), ('random', 0.25, 3))  # fmt: skip
+    return [
+        episode(method, seed, seed < solved, ratio, retained_tokens_mean=192 * ratio)
+        for method, ratio, solved in runs
+        for seed in range(10)
+    ]
+
+
+def test_a_baseline_at_other_ratios_is_named_by_one() -> None:
+    text = markdown_summary(two_ratios(), ['unpruned', 'safe_pruner@0.13', 'safe_pruner@0.18'])
+    _, first, second = text.split('Each against ')
+    rows = {(row['method'], row['retention']): row for row in read_table(first)}
+    assert set(rows) == {('fastv', '0.25'), ('random', '0.25'), ('safe_pruner', '0.18')}
+    assert rows['fastv', '0.25']['only the other'] == '4'
+    assert rows['fastv', '0.25']['baseline retention'] == '0.13'
+    assert rows['fastv', '0.25']['baseline tokens'] == '25.0'  # of 192, where fastv keeps 48
+    rows = {(row['method'], row['retention']): row for row in read_table(second)}
+    assert rows['fastv', '0.25']['only the other'] == '5'
+    assert rows['safe_pruner', '0.13']['only the other'] == '1'
+
+
+def test_a_table_without_pairs_says_why() -> None:
+    text = markdown_summary(two_ratios(), ['unpruned', 'safe_pruner', 'divprune'])
+    assert 'No pairs with safe_pruner: no cell at this ratio. It ran at 0.13, 0.18; ' in text
+    assert 'write METHOD@RATIO' in text
+    assert 'No comparison with divprune: it did not run.' in text
+
+    text = markdown_summary(two_ratios(), ['safe_pruner'])
+    rows = {(row['method'], row['retention']): row for row in read_table(text)}
+    assert rows['fastv', '0.25']['vs baseline, points [95 %]'] == 'no cell at this ratio'
+    assert rows['safe_pruner', '0.13']['vs baseline, points [95 %]'] == 'baseline'
+    assert 'write METHOD@RATIO' in text
+
+    # With one row that has a pair, the others stay and say why they have none.
+    more = [episode('divprune', seed, True, 0.18) for seed in range(10)]
+    text = markdown_summary([*two_ratios(), *more], ['unpruned', 'safe_pruner'])
+    rows = {row['method']: row for row in read_table(text.split('Each against ')[1])}
+    assert rows['divprune']['pairs'] == '10' and rows['divprune']['Holm p'] == '1.000'
+    assert rows['fastv']['points [95 %]'] == 'no cell at this ratio'
+    assert rows['fastv']['pairs'] == rows['fastv']['Holm p'] == ''
+
+
+def test_the_only_cell_of_a_baseline_is_said_to_have_another_ratio() -> None:
+    episodes = [e for e in two_ratios() if e['retention_ratio'] != 0.18]
+    rows = read_table(markdown_summary(episodes, ['safe_pruner']))
+    fastv = next(row for row in rows if row['method'] == 'fastv')
+    assert (fastv['retention'], fastv['baseline retention']) == ('0.25', '0.13')
+    unpruned = markdown_summary(episodes, ['unpruned'])
+    assert 'baseline retention' not in unpruned  # 1 in all rows
+
+
+def test_a_task_without_the_baseline_is_not_compared_with_another() -> None:
+    episodes = [episode(m, s, True) for m in ('unpruned', 'fastv') for s in range(3)]
+    episodes += [episode('fastv', seed, False, task='pack_doll') for seed in range(3)]
+    doll, _, fastv = summarise(episodes)
+    assert (doll.task, doll.no_pairs) == ('pack_doll', 'did not run here')
+    assert doll.versus_baseline is not None and doll.versus_baseline.pairs == 0
+    assert fastv.versus_baseline is not None and fastv.versus_baseline.pairs == 3
+
+
+@pytest.mark.parametrize(
+    ('text', 'full'),
+    [
+        ('fastv', 'fastv'),
+        ('fastv@0.25', 'fastv@0.25'),
+        (' safe_pruner@0.1234567: alpha=0.2,tau=0.9',
+         'safe_pruner@0.1234567:alpha=0.2,similarity_threshold=0.9'),
+    ],
+)  # fmt: skip
+def test_baselines_are_written_as_methods_are(text: str, full: str) -> None:
+    found = read_baseline(text)
+    assert str(found) == full and Baseline.parse(full) == found
+
+
+def test_baselines_that_did_not_run_are_refused() -> None:
+    ran = [('unpruned', 'unpruned', 1.0), ('fastv', 'fastv', 0.25), ('fastv', 'fastv', 0.1)]
+    check_baseline(read_baseline('fastv@0.1'), ran, 'these results')
+    with pytest.raises(ValueError, match='fastv has the ratios 0.1, 0.25 only'):
+        check_baseline(read_baseline('fastv@0.9'), ran, 'these results')
+    with pytest.raises(ValueError, match=r"is not among these results \['fastv', 'unpruned'\]"):
+        check_baseline(read_baseline('fastv:queries=last'), ran, 'these results')
+
+
+def test_evaluate_takes_baselines_that_a_plan_runs() -> None:
+    cells = build_cells(['fastv@0.25', 'random', 'safe_pruner@0.1:tau=0.9'], [0.3], {})
+    plans = [EvaluationPlan('pick_place', cells, (500_000,))]
+    assert _baseline('unpruned', plans) == 'unpruned'  # the default
+    assert _baseline('fastv', plans) == 'fastv' and _baseline('fastv@0.25', plans) == 'fastv@0.25'
+    full = 'safe_pruner@0.1:similarity_threshold=0.9'
+    assert _baseline('safe_pruner@0.1:tau=0.9', plans) == full
+    with pytest.raises(ValueError, match='among --methods fastv has the ratios 0.25 only'):
+        _baseline('fastv@0.9', plans)
+
+
+def test_rows_of_other_configurations_can_be_told_apart() -> None:
+    configs = [
+        {'checkpoint': 'aa', 'training_seed': 0, 'split': split, 'latency_ticks': ticks,
+         'deployment': {'views': [split]}}
+        for split, ticks in (('test', 0), ('test', 2), ('validation', 0))
+    ]  # fmt: skip
+    episodes = [episode('unpruned', 0, True, config=config) for config in configs]
+    rows = read_table(markdown_table(summarise(episodes)))
+    assert {(row['split'], row['latency ticks']) for row in rows} == {
+        ('test', '0'),
+        ('test', '2'),
+        ('validation', '0'),
+    }
+    assert len({row['deployment'] for row in rows}) == 2  # short, but another
+    assert 'checkpoint' not in rows[0] and 'training seed' not in rows[0]
+
+    seeds = [{'checkpoint': c, 'training_seed': s} for c, s in (('aa', 0), ('bb', 1))]
+    head = read_table(
+        markdown_table(summarise([episode('fastv', 0, True, config=c) for c in seeds]))
+    )
+    assert 'training seed' in head[0] and 'checkpoint' not in head[0]
+    seeds.append({'checkpoint': 'cc', 'training_seed': 1})  # the seed says no longer which
+    head = read_table(
+        markdown_table(summarise([episode('fastv', 0, True, config=c) for c in seeds]))
+    )
+    assert 'training seed' in head[0] and 'checkpoint' in head[0]
+
+
+def test_scenes_are_counted_where_they_have_several_episodes() -> None:
+    episodes = [
+        episode(method, seed, method == 'unpruned' or seed >= 2, asked_object=index)
+        for method in ('unpruned', 'random')
+        for seed in range(10)
+        for index in range(4)
+    ]
+    _, random = summarise(episodes)
+    assert (random.episodes, random.scenes) == (40, 10)
+    assert random.low < 0.55 and random.high > 0.93  # 40 independent ones: 0.65 to 0.90
+    row = read_table(markdown_table(summarise(episodes)))[1]
+    assert (row['n'], row['scenes'], row['sign flip p']) == ('40', '10', '0.500')
+    one_each = markdown_table(summarise([e for e in episodes if e['asked_object'] == 0]))
+    assert 'scenes' not in one_each and 'McNemar p' in one_each
+
+
+def test_new_measurements_have_columns_where_they_were_made() -> None:
+    old = [episode('fastv', seed, True) for seed in range(2)]
+    new = [
+        episode('random', 0, True, latency_ms_mean=10.0, scoring_macs_mean=2e6, policy_steps=10),
+        episode('random', 1, True, latency_ms_mean=20.0, scoring_macs_mean=None, policy_steps=30),
+    ]
+    assert 'scoring' not in markdown_table(summarise(old))
+    rows = {row['method']: row for row in read_table(markdown_table(summarise([*old, *new])))}
+    assert rows['fastv']['scoring MMACs'] == rows['fastv']['step ms mean'] == ''
+    assert rows['random']['scoring MMACs'] == '2.00'
+    assert rows['random']['step ms mean'] == '17.5'  # by policy steps
+    names = list(rows['random'])
+    assert names[names.index('decoder MMACs') + 1] == 'scoring MMACs'
 
 
 def test_table_has_a_row_a_cell() -> None:

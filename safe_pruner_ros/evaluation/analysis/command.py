@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from safe_pruner_ros.core.catalog import alike, build_pruner
 from safe_pruner_ros.core.safe_pruner import SafePrunerConfig
 from safe_pruner_ros.core.safe_pruner_config import requests_of
+from safe_pruner_ros.core.selection import QuotaScope
 from safe_pruner_ros.evaluation.analysis import figures
 from safe_pruner_ros.evaluation.analysis.core_tokens import (
     CoreRow,
@@ -23,7 +24,12 @@ from safe_pruner_ros.evaluation.analysis.core_tokens import (
     safe_cue,
 )
 from safe_pruner_ros.evaluation.analysis.estimates import Estimate
-from safe_pruner_ros.evaluation.analysis.forecast import forecast_accuracy
+from safe_pruner_ros.evaluation.analysis.forecast import (
+    FEW_PAIRS,
+    Accuracy,
+    ForecastRow,
+    forecast_accuracy,
+)
 from safe_pruner_ros.evaluation.analysis.keyframes import detection_cases, keyframe_rows
 from safe_pruner_ros.evaluation.analysis.recording import Recording, collect
 from safe_pruner_ros.evaluation.analysis.subtasks import (
@@ -44,6 +50,7 @@ from safe_pruner_ros.sim.tasks.catalog import get_task
 
 DEFAULT_EPISODES = 50
 THRESHOLDS = (0.2, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.95, 0.98)
+KEYFRAME_AGES = (1, 4)  # policy steps, of safe_pruner's keyframe when core tokens are counted
 PRUNING_RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 Answer = tuple[Any, str, Figure]  # (numbers, Markdown, plot)
@@ -116,6 +123,8 @@ def main(
     }
     if arguments.question in ('forecast', 'core-tokens') and arguments.results:
         raise ValueError(f'{arguments.question} reads recordings, no results; leave them out')
+    if arguments.question in ('forecast', 'core-tokens') and not request.config.forecast:
+        raise ValueError(f'{arguments.question} asks about the forecast; leave out forecast=False')
     if arguments.method and (arguments.question != 'subtasks' or arguments.results):
         raise ValueError('--method is for subtasks on recordings only; leave it out')
     numbers, text, figure = questions[arguments.question](request)
@@ -140,73 +149,109 @@ def main(
 
 
 def _forecast(request: _Request) -> Answer:
-    recordings = list(request.recordings())
-    n_layers = recordings[0].n_layers
-    layers = [r.layer for r in requests_of(request.config, n_layers).deep]
-    early = request.config.pruning_layer - 1
-    parts, texts = {}, []
-    for name, within in (('same subtask', True), ('any steps', False)):
-        rows = forecast_accuracy(
+    recordings, config = list(request.recordings()), request.config
+    requests = requests_of(config, recordings[0].n_layers)
+    max_lag = request.arguments.max_lag
+    cohort_lag = min(request.arguments.cohort_lag, max_lag)
+    parts = {
+        name: forecast_accuracy(
             recordings,
-            layers,
-            early,
-            request.arguments.max_lag,
-            request.config.match_scope,
+            requests,
+            max_lag,
+            cohort_lag,
+            config.match_scope,
+            config.norm,
             within_subtask=within,
         )
-        parts[name] = rows
-        head = ['lag', 'saliency', 'forecast', 'cosine [95 %]', 'KL, nats [95 %]', 'pairs', 'n']
-        texts.append(
-            f'Forecast accuracy, {name}, S = {layers}, early layer {early}:\n\n'
-            + table(
-                head,
-                [
-                    [
-                        str(row.lag),
-                        row.saliency,
-                        row.how,
-                        row.cosine.text(),
-                        row.kl.text(),
-                        str(row.pairs),
-                        str(row.cosine.episodes),
-                    ]
-                    for row in rows
-                ],
-            )
-        )
+        for name, within in (('same subtask', True), ('any steps', False))
+    }
+    deep = [f'{r.layer}' if r.queries == 'action' else f'{r.layer} (last)' for r in requests.deep]
+    asked = f'S = {", ".join(deep)}, norm {config.norm}, early layer {requests.early.layer}'
+    notes = (
+        f'Same references: the pairs of steps that have every lag up to {cohort_lag}, the same '
+        'steps at each lag. n: episodes, of KL those where it is finite. '
+        f'*: fewer than {FEW_PAIRS} pairs.\n'
+    )
+    texts = [
+        f'Forecast accuracy, {name}, {asked}:\n\n{_forecast_table(rows)}'
+        for name, rows in parts.items()
+    ]
     numbers = {name: [asdict(row) for row in rows] for name, rows in parts.items()}
-    return numbers, '\n'.join(texts), figures.draw_forecast(parts)
+    return (
+        {'cohort_lag': cohort_lag, 'few_pairs': FEW_PAIRS, 'rows': numbers},
+        '\n'.join([*texts, notes]),
+        figures.draw_forecast(parts),
+    )
+
+
+def _forecast_table(rows: Sequence[ForecastRow]) -> str:
+    columns = ('cosine [95 %]', 'KL, nats [95 %]', 'pairs', 'n', 'KL n')
+    head = ['lag', 'saliency', 'forecast', f'all pairs: {columns[0]}', *columns[1:]]
+    head += [f'same references: {columns[0]}', *columns[1:]]
+    return table(
+        head,
+        [
+            [
+                str(row.lag),
+                row.saliency,
+                row.how,
+                *_accuracy_cells(row.all_pairs),
+                *(_accuracy_cells(row.same_references) if row.same_references else [''] * 5),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _accuracy_cells(found: Accuracy) -> list[str]:
+    infinite = f' ({found.kl.infinite} infinite)' if found.kl.infinite else ''
+    return [
+        found.cosine.text(),
+        found.kl.text() if found.kl.episodes else 'none',
+        f'{found.pairs} *' if found.is_thin else str(found.pairs),
+        str(found.cosine.episodes),
+        f'{found.kl.episodes}{infinite}',
+    ]
 
 
 def _core_tokens(request: _Request) -> Answer:
     early = request.config.pruning_layer - 1
     settings = asdict(request.config)
+    scopes: dict[QuotaScope, str] = {'joint': '', 'per_view': ', a quota a view'}
+    action = {scope: f'action rows, layer {early}{text}' for scope, text in scopes.items()}
     cues = {
-        f'action rows, layer {early}': early_cue('action', early),
-        f'action rows, layer {early}, a quota a view': early_cue('action', early, 'per_view'),
+        **{name: early_cue('action', early, scope) for scope, name in action.items()},
         f'last row, layer {early} (FastV)': early_cue('last', early),
         f'text rows, layer {early}': early_cue('text', early),
-        **{f'safe_pruner, keyframe {lag} old': safe_cue(settings, lag) for lag in (1, 4)},
+        **{f'safe_pruner, keyframe {lag} old': safe_cue(settings, lag) for lag in KEYFRAME_AGES},
     }
-    rows = core_token_loss(list(request.recordings()), cues, PRUNING_RATIOS, early)
-    return [asdict(row) for row in rows], _core_table(rows), figures.draw_core_tokens(rows)
+    # safe_pruner without its forecast: what the forecast is worth, and nothing else
+    baseline = action[request.config.quota_scope]
+    loss = core_token_loss(list(request.recordings()), cues, PRUNING_RATIOS, early, baseline)
+    texts = [
+        f'Core tokens of the layers other than {early}. Policy steps that every method can judge, '
+        f'from {max(KEYFRAME_AGES)} on; points against {baseline}:\n',
+        _core_table(loss.same_steps, baseline),
+        f'Every policy step, as the paper counts:\n\n{_core_table(loss.all_steps)}',
+    ]
+    return asdict(loss), '\n'.join(texts), figures.draw_core_tokens(loss.same_steps)
 
 
-def _core_table(rows: Sequence[CoreRow]) -> str:
-    head = ['method', 'pruned %', 'core tokens dropped %', 'of a layer, at least one %', 'n']
-    return table(
-        head,
-        [
-            [
-                row.cue,
-                f'{100 * row.pruning_ratio:.0f}',
-                _percent(row.dropped),
-                _percent(row.any_dropped),
-                str(row.dropped.episodes or ''),
-            ]
-            for row in rows
-        ],
-    )
+def _core_table(rows: Sequence[CoreRow], baseline: str = '') -> str:
+    """With ``baseline``, a column of differences after each share."""
+    kinds = ['core tokens dropped %', 'of later layers %', 'of a layer, at least one %']
+    points = ['points [95 %]'] if baseline else []
+    head = ['method', 'pruned %', *(name for kind in kinds for name in (kind, *points))]
+    lines = []
+    for row in rows:
+        cells = [row.cue, f'{100 * row.pruning_ratio:.0f}']
+        for found in (row.dropped, row.later_dropped, row.any_dropped):
+            cells.append(_percent(found.share))
+            if baseline:
+                is_baseline = row.cue == baseline
+                cells.append('baseline' if is_baseline else _points(found.minus_baseline))
+        lines.append([*cells, str(row.steps or ''), str(row.dropped.share.episodes or '')])
+    return table([*head, 'steps', 'n'], lines)
 
 
 def _subtasks_of_recordings(request: _Request) -> Answer:
@@ -294,6 +339,12 @@ def _percent(value: Estimate) -> str:
     if math.isnan(value.mean):
         return 'none'
     return f'{100 * value.mean:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]'
+
+
+def _points(value: Estimate | None) -> str:
+    if value is None:
+        return ''
+    return f'{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]'
 
 
 def _number(value: float, style: str) -> str:

@@ -1,15 +1,17 @@
 """How often does pruning drop what other layers need? (SAFE-Pruner, section 3.2)
 
 The core tokens of a layer are the top tenth of its saliency. Pruning keeps the top K of some cue;
-a core token of another layer that is not among them is lost for good.
+a core token of another layer that is not among them is dropped. The paper counts all other layers;
+those before the cut saw every token and lose nothing, so later layers also stand by themselves.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +31,46 @@ Cue = Callable[[Recording, int, float], 'Retained | None']
 
 
 @dataclass(frozen=True)
+class CoreShare:
+    """``minus_baseline``: the difference to the baseline, paired by episode; None for the baseline
+    itself, for chance, and where nothing is compared."""
+
+    share: Estimate
+    minus_baseline: Estimate | None = None
+
+
+@dataclass(frozen=True)
 class CoreRow:
-    """``dropped``: probability that a core token of another layer is pruned; ``any_dropped``:
-    that at least one of such a layer's is."""
+    """``steps``: how many were judged, 0 for chance. ``dropped``: probability that a core token of
+    another layer is pruned; ``later_dropped``: of a layer after the cut; ``any_dropped``: that
+    another layer loses at least one."""
 
     cue: str
     pruning_ratio: float
-    dropped: Estimate
-    any_dropped: Estimate
+    steps: int
+    dropped: CoreShare
+    later_dropped: CoreShare
+    any_dropped: CoreShare
+
+
+@dataclass(frozen=True)
+class CoreLoss:
+    """``same_steps``: every cue on the steps that all of them can judge, to compare them; chance
+    beside them. ``all_steps``: the cues that need no keyframe on every step, as the paper counts.
+    """
+
+    same_steps: tuple[CoreRow, ...]
+    all_steps: tuple[CoreRow, ...]
+
+
+class _EpisodeLoss(NamedTuple):
+    dropped: float
+    later_dropped: float
+    any_dropped: float
+    steps: int
+
+
+_Losses = dict[str, dict[float, list[_EpisodeLoss]]]  # cue -> pruning ratio -> one an episode
 
 
 def core_tokens(saliency: Float32, share: float = CORE_SHARE) -> Retained:
@@ -57,8 +91,8 @@ def random_row(pruning_ratio: float, n_visual: int) -> CoreRow:
     none_dropped = math.comb(n_visual - core, kept - core) if kept >= core else 0
     any_dropped = 1 - none_dropped / math.comb(n_visual, kept)
     share = 1 - kept / n_visual
-    exact = [Estimate(value, value, value, 0) for value in (share, any_dropped)]
-    return CoreRow('random (exact)', pruning_ratio, *exact)
+    exact = [CoreShare(Estimate(value, value, value, 0)) for value in (share, share, any_dropped)]
+    return CoreRow('random (exact)', pruning_ratio, 0, *exact)
 
 
 def early_cue(queries: QueryGroup, layer: int, scope: QuotaScope = 'joint') -> Cue:
@@ -100,38 +134,84 @@ def core_token_loss(
     cues: Mapping[str, Cue],
     pruning_ratios: Sequence[float],
     early_layer: int,
-) -> list[CoreRow]:
-    """One row a cue and pruning ratio: mean over steps and over all layers but ``early_layer``,
-    averaged over episodes."""
-    found: dict[tuple[str, float], list[tuple[float, float]]] = defaultdict(list)
+    baseline: str,
+) -> CoreLoss:
+    """A row a cue and pruning ratio: mean over steps and over all layers but ``early_layer``,
+    averaged over episodes.
+
+    The first steps of an episode lose other tokens than the rest, and a cue that needs a keyframe
+    cannot judge them: only the same steps compare. ``baseline``: which cue the others are
+    measured against. Raises ValueError when it is none of ``cues``.
+    """
+    if baseline not in cues:
+        raise ValueError(f'baseline must be one of {list(cues)}, got {baseline!r}')
+    same: _Losses = {name: defaultdict(list) for name in cues}
+    whole: _Losses = {name: defaultdict(list) for name in cues}
     n_visual = 0
     for recording in recordings:
         n_visual = recording.features.shape[1]
         others = [layer for layer in range(recording.n_layers) if layer != early_layer]
+        later = [layer > early_layer for layer in others]
         cores = [
             [core_tokens(recording.saliency['action'][step, layer]) for layer in others]
             for step in range(recording.n_steps)
         ]
-        for name, cue in cues.items():
-            for ratio in pruning_ratios:
-                lost = []
-                for step, cores_of_step in enumerate(cores):
-                    retained = cue(recording, step, 1 - ratio)
-                    if retained is not None:
-                        lost += [dropped_share(retained, core) for core in cores_of_step]
-                if lost:
-                    any_lost = float(np.mean([share > 0 for share in lost]))
-                    found[name, ratio].append((float(np.mean(lost)), any_lost))
-    rows = [
-        CoreRow(
-            name,
-            ratio,
-            dropped=estimate([share for share, _ in values]),
-            any_dropped=estimate([share for _, share in values]),
-        )
-        for (name, ratio), values in found.items()
-    ]
-    return rows + [random_row(ratio, n_visual) for ratio in pruning_ratios if n_visual]
+        for ratio in pruning_ratios:
+            lost = {name: _lost(cue, recording, cores, ratio) for name, cue in cues.items()}
+            shared = set.intersection(*(set(steps) for steps in lost.values()))
+            for name, steps in lost.items():
+                if shared:
+                    same[name][ratio].append(
+                        _episode([steps[step] for step in sorted(shared)], later)
+                    )
+                if len(steps) == recording.n_steps:
+                    whole[name][ratio].append(_episode(list(steps.values()), later))
+    chance = [random_row(ratio, n_visual) for ratio in pruning_ratios if n_visual]
+    return CoreLoss((*_rows(same, baseline), *chance), tuple(_rows(whole)))
+
+
+def _lost(
+    cue: Cue, recording: Recording, cores: Sequence[Sequence[Retained]], pruning_ratio: float
+) -> dict[int, list[float]]:
+    """Step -> share of core tokens that each other layer loses, of the steps the cue judges."""
+    retained = {step: cue(recording, step, 1 - pruning_ratio) for step in range(len(cores))}
+    return {
+        step: [dropped_share(kept, core) for core in cores[step]]
+        for step, kept in retained.items()
+        if kept is not None
+    }
+
+
+def _episode(steps: Sequence[Sequence[float]], later: Sequence[bool]) -> _EpisodeLoss:
+    shares = np.array(steps)  # [steps, other layers]
+    return _EpisodeLoss(
+        dropped=float(shares.mean()),
+        later_dropped=float(shares[:, later].mean()) if any(later) else float('nan'),
+        any_dropped=float((shares > 0).mean()),
+        steps=len(steps),
+    )
+
+
+def _rows(losses: _Losses, baseline: str = '') -> Iterator[CoreRow]:
+    for name, by_ratio in losses.items():
+        for ratio, episodes in by_ratio.items():
+            against = losses[baseline][ratio] if baseline not in ('', name) else None
+            yield CoreRow(
+                name,
+                ratio,
+                sum(episode.steps for episode in episodes),
+                *(_share(kind, episodes, against) for kind in (0, 1, 2)),
+            )
+
+
+def _share(
+    kind: int, episodes: Sequence[_EpisodeLoss], against: Sequence[_EpisodeLoss] | None
+) -> CoreShare:
+    share = estimate([episode[kind] for episode in episodes])
+    if against is None:
+        return CoreShare(share)
+    pairs = zip(episodes, against, strict=True)
+    return CoreShare(share, estimate([own[kind] - other[kind] for own, other in pairs]))
 
 
 def _select(

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from safe_pruner_ros.evaluation.analysis.core_tokens import CoreRow
 from safe_pruner_ros.evaluation.analysis.estimates import Estimate
-from safe_pruner_ros.evaluation.analysis.forecast import HOWS, ForecastRow
+from safe_pruner_ros.evaluation.analysis.forecast import FEW_PAIRS, HOWS, ForecastRow
 from safe_pruner_ros.evaluation.analysis.keyframes import KeyframeRow
 from safe_pruner_ros.evaluation.analysis.subtasks import DetectionScore
 from safe_pruner_ros.evaluation.palette import COLOURS, GREY, MARKERS
@@ -25,30 +25,43 @@ STYLES = dict(zip(HOWS, ('-', '--', ':'), strict=True))
 
 
 def draw_forecast(parts: Mapping[str, Sequence[ForecastRow]]) -> Figure:
-    """Cosine and KL over lag; a row of panels a kind of pairs."""
-    figure, axes = plt.subplots(len(parts), 2, figsize=(10.5, 3.6 * len(parts)), squeeze=False)
+    """Cosine and KL over lag, of all pairs and of the same references; a row of panels a kind of
+    pairs. A mean of few pairs is a cross off the line."""
+    figure, axes = plt.subplots(len(parts), 4, figsize=(15, 3.6 * len(parts)), squeeze=False)
     for line, (name, rows) in zip(axes, parts.items(), strict=True):
+        line[1].sharey(line[0])
+        line[3].sharey(line[2])
         kinds = dict.fromkeys((row.saliency, row.how) for row in rows)
         names = list(dict.fromkeys(saliency for saliency, _ in kinds))
         for saliency, how in kinds:
             chosen = [row for row in rows if (row.saliency, row.how) == (saliency, how)]
-            lags = [row.lag for row in chosen]
-            colour = COLOURS[names.index(saliency)]
-            label = f'{saliency}, {how}'
-            for axis, values in (
-                (line[0], [row.cosine for row in chosen]),
-                (line[1], [row.kl for row in chosen]),
-            ):
-                _band(axis, lags, values, label, colour, STYLES[how])
+            every = [(row.lag, row.all_pairs) for row in chosen]
+            same = [(row.lag, row.same_references) for row in chosen if row.same_references]
+            look = f'{saliency}, {how}', COLOURS[names.index(saliency)], STYLES[how]
+            for axis, found in ((line[0], every), (line[1], same)):
+                _curve(axis, [(lag, a.cosine, a.is_thin) for lag, a in found], *look)
+            for axis, found in ((line[2], every), (line[3], same)):
+                _curve(axis, [(lag, a.kl, a.is_thin) for lag, a in found], *look)
         line[0].set(ylabel=f'{name}\ncosine', ylim=(0, 1.02))
-        line[1].set(ylabel='KL(measured || forecast), nats', ylim=(0, None))
-        for axis in line:
-            axis.set_xlabel('policy steps since the reference')
+        line[2].set(ylabel='KL(measured || forecast), nats', ylim=(0, None))
+        for axis, pairs in zip(line, ('all pairs', 'same references') * 2, strict=True):
+            axis.set_title(pairs, fontsize=9)
+            axis.set_xlabel(f'policy steps since the reference (x: < {FEW_PAIRS} pairs)')
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=7, ncol=2, loc='lower left')
     figure.tight_layout()
     return figure
+
+
+def _curve(
+    axis: Axes, points: Sequence[tuple[int, Estimate, bool]], label: str, colour: str, style: str
+) -> None:
+    """(lag, value, from few pairs) in order of lag."""
+    solid = [(lag, value) for lag, value, is_thin in points if not is_thin]
+    _band(axis, [lag for lag, _ in solid], [value for _, value in solid], label, colour, style)
+    thin = [(lag, value.mean) for lag, value, is_thin in points if is_thin]
+    axis.plot([lag for lag, _ in thin], [mean for _, mean in thin], 'x', color=colour, ms=4)
 
 
 def _band(
@@ -68,13 +81,20 @@ def _band(
 
 
 def draw_core_tokens(rows: Sequence[CoreRow]) -> Figure:
-    """Share of core tokens lost, and of layers that lose at least one, over the pruning ratio."""
-    figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.3))
+    """Share of core tokens lost, of all other and of later layers, and of layers that lose at
+    least one, over the pruning ratio; ``rows`` of the same steps."""
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.3))
     for number, cue in enumerate(dict.fromkeys(row.cue for row in rows)):
         chosen = sorted((row for row in rows if row.cue == cue), key=lambda r: r.pruning_ratio)
         is_chance = cue.startswith('random')
         for axis, values in zip(
-            axes, ([r.dropped for r in chosen], [r.any_dropped for r in chosen]), strict=True
+            axes,
+            (
+                [row.dropped.share for row in chosen],
+                [row.later_dropped.share for row in chosen],
+                [row.any_dropped.share for row in chosen],
+            ),
+            strict=True,
         ):
             _band(
                 axis,
@@ -86,9 +106,11 @@ def draw_core_tokens(rows: Sequence[CoreRow]) -> Figure:
                 '' if is_chance else MARKERS[number % len(MARKERS)],
             )
     axes[0].set_ylabel('core tokens of other layers that are pruned, %')
-    axes[1].set_ylabel('layers that lose at least one, %')
+    axes[1].set_ylabel('core tokens of later layers that are pruned, %')
+    axes[2].set_ylabel('other layers that lose at least one, %')
     for axis in axes:
         axis.set(xlabel='visual tokens pruned, %', ylim=(-2, 102))
+        axis.set_title('policy steps that every method can judge', fontsize=9)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
     figure.tight_layout()

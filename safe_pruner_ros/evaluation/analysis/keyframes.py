@@ -11,15 +11,19 @@ import numpy as np
 from safe_pruner_ros.core.pruner import KeyframeReason
 from safe_pruner_ros.evaluation.analysis.estimates import Estimate, ratio_estimate
 from safe_pruner_ros.evaluation.analysis.subtasks import DetectionCase, boundaries_of
+from safe_pruner_ros.evaluation.configurations import labeller
 from safe_pruner_ros.evaluation.results import Record
+from safe_pruner_ros.evaluation.summary import cell_key
 
 Key = tuple[str, str, float]  # task, variant, retention ratio
 
 
 @dataclass(frozen=True)
 class KeyframeRow:
-    """``share``: key timesteps of all policy steps. ``per_episode``, ``gap_mean``: how many, and
-    policy steps between two (NaN where none has two). ``reasons``: share of each reason."""
+    """``variant``: followed by what tells its configuration apart where the results hold several
+    (checkpoint, split, ...). ``share``: key timesteps of all policy steps. ``per_episode``,
+    ``gap_mean``: how many, and policy steps between two (NaN where none has two). ``reasons``:
+    share of each reason."""
 
     task: str
     variant: str
@@ -32,14 +36,15 @@ class KeyframeRow:
 
 
 def keyframe_rows(episodes: Iterable[Record]) -> list[KeyframeRow]:
-    """One row a task, variant and ratio that took key timesteps at all, in order of appearance."""
+    """One row a task, variant, ratio and configuration that took key timesteps at all, in order
+    of appearance."""
     return [_row(key, group) for key, group in _groups(episodes).items()]
 
 
 def detection_cases(episodes: Iterable[Record]) -> dict[str, list[DetectionCase]]:
-    """The cases of `score_detection`, by task, variant and ratio, of what took key timesteps at
-    all. An episode without any is a case as well: its boundaries were missed. Episodes whose
-    steps nobody named are none."""
+    """The cases of `score_detection`, by task, variant, ratio and configuration, of what took key
+    timesteps at all. An episode without any is a case as well: its boundaries were missed.
+    Episodes whose steps nobody named are none."""
     return {
         f'{task}, {variant} at {ratio:g}': cases
         for (task, variant, ratio), group in _groups(episodes).items()
@@ -48,11 +53,13 @@ def detection_cases(episodes: Iterable[Record]) -> dict[str, list[DetectionCase]
 
 
 def _groups(episodes: Iterable[Record]) -> dict[Key, list[Record]]:
+    episodes = list(episodes)
+    label = labeller(episode.get('config', {}) for episode in episodes)
     groups: dict[Key, list[Record]] = {}
     for episode in episodes:
-        variant = str(episode.get('variant') or episode['method'])
-        key = (str(episode['task']), variant, float(episode['retention_ratio']))
+        _, task, variant, ratio = cell_key(episode)
         if episode.get('policy_steps'):
+            key = (task, variant + label(episode.get('config', {})), ratio)
             groups.setdefault(key, []).append(episode)
     return {key: group for key, group in groups.items() if any(e['keyframes'] for e in group)}
 

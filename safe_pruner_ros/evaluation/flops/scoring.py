@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from safe_pruner_ros.core import catalog
 from safe_pruner_ros.core.pruner import Pruner, SaliencyRequest
 from safe_pruner_ros.core.selection import n_retained
 from safe_pruner_ros.evaluation.flops.shapes import Model
-from safe_pruner_ros.evaluation.flops.work import Operations, linear, product
+from safe_pruner_ros.evaluation.flops.work import Operations, Work, linear, product
 
-Plan = Callable[[Model, bool], Operations]
+Plan = Callable[[Model, Any, bool, bool], Operations]
 
 
-def _nothing(_: Model, is_key: bool) -> Operations:
+def _nothing(model: Model, pruner: Any, is_key: bool, is_matched: bool) -> Operations:
     """Sums, sorts and cosines of a token with itself: no matrix product."""
     return []
 
 
-def _all_pairs(model: Model, is_key: bool) -> Operations:
-    """Each visual token against each: matching, or the distances of a diversity filter."""
-    return [product(model.tokens.visual, model.features, model.tokens.visual)]
+def _matching(model: Model, pruner: Any, is_key: bool, is_matched: bool) -> Operations:
+    """Each visual token against each of the keyframe; scopes only mask the answer."""
+    return [_all_pairs(model)] if is_matched and pruner.config.forecast else []
 
 
-def _match_and_choose(model: Model, is_key: bool) -> Operations:
+def _distances(model: Model, pruner: Any, is_key: bool, is_matched: bool) -> Operations:
+    """A diversity filter: each visual token against each, of its own view if each has a quota."""
+    return _within_quotas(model, pruner.quota_scope)
+
+
+def _match_and_choose(model: Model, pruner: Any, is_key: bool, is_matched: bool) -> Operations:
     """A key timestep matches; a pruned step also measures distances, and matches to remember."""
-    return _all_pairs(model, is_key) * (1 if is_key else 3)
+    matching = _matching(model, pruner, is_key, is_matched)
+    if is_key:
+        return matching
+    return [*matching, *matching, *_within_quotas(model, pruner.config.quota_scope)]
 
 
-def _raters(model: Model, is_key: bool) -> Operations:
+def _raters(model: Model, pruner: Any, is_key: bool, is_matched: bool) -> Operations:
     """Each visual token against each word, and the raters' weighted sum."""
     tokens = model.tokens
     relevance = product(tokens.visual, model.decoder.width, tokens.text)
     return [relevance, product(1, tokens.text, tokens.visual)]
+
+
+def _all_pairs(model: Model) -> Work:
+    return product(model.tokens.visual, model.features, model.tokens.visual)
+
+
+def _within_quotas(model: Model, quota_scope: str) -> Operations:
+    views = [model.tokens.visual] if quota_scope == 'joint' else model.tokens.by_view
+    return [product(view, model.features, view) for view in views]
 
 
 # method -> what the pruner itself costs in a step, without the saliency it asked for; whether it
@@ -43,11 +60,11 @@ _METHODS: dict[str, tuple[Plan, bool]] = {
     'random': (_nothing, False),
     'fastv': (_nothing, False),
     'sparsevlm': (_raters, False),
-    'divprune': (_all_pairs, False),
+    'divprune': (_distances, False),
     'vla_cache': (_nothing, True),
-    'vla_pruner': (_all_pairs, True),
+    'vla_pruner': (_distances, True),
     'specprune_vla': (_nothing, True),
-    'safe_pruner': (_all_pairs, True),
+    'safe_pruner': (_matching, True),
     'diverse_forecast': (_match_and_choose, True),
 }
 
@@ -71,8 +88,21 @@ def has_keyframes(method: str) -> bool:
     return _METHODS[method][1]
 
 
-def scoring(model: Model, method: str, pruner: Pruner, *, is_key: bool) -> Operations:
-    """A step's saliency requests and its plan; a key timestep that the plan decided on."""
+def scoring(
+    model: Model,
+    method: str,
+    pruner: Pruner,
+    *,
+    is_key: bool,
+    is_matched: bool = True,
+    computed: Sequence[int] = (),
+) -> Operations:
+    """A step's saliency requests and its plan.
+
+    ``is_matched``: is there a keyframe that the tokens were matched with? Not on the first step,
+    nor where a keyframe was renewed for its age. ``computed``: visual tokens that each layer
+    computed, for methods in `REUSING`; without, as if all that may be skipped had been.
+    """
     check_counted(method)
     tokens, cut = model.tokens, pruner.pruning_layer
     n_pruned = 0
@@ -85,11 +115,11 @@ def scoring(model: Model, method: str, pruner: Pruner, *, is_key: bool) -> Opera
     for request in (*pruner.shallow_requests, *deep):
         work += _rows(model, request, n_gone if request.layer >= cut else 0)
     if method in REUSING:
-        work += _entropy(model, pruner, n_pruned)
-    if is_key:
-        for request in deep:
-            work += _late(model, request)
-    return [*work, *_METHODS[method][0](model, is_key)]
+        deep_computed = [tokens.visual - n_pruned] * (model.decoder.n_layers - cut)
+        work += _entropy(model, pruner, computed[cut:] or deep_computed)
+    for request in deep:
+        work += _late(model, request, n_gone if request.layer >= cut else 0)
+    return [*work, *_METHODS[method][0](model, pruner, is_key, is_matched)]
 
 
 def _rows(model: Model, request: SaliencyRequest, n_pruned: int) -> Operations:
@@ -104,27 +134,30 @@ def _rows(model: Model, request: SaliencyRequest, n_pruned: int) -> Operations:
     ]
 
 
-def _entropy(model: Model, pruner: Any, n_skipped: int) -> Operations:
-    """VLA-Cache: every layer's whole attention map, unless its schedule needs none."""
+def _entropy(model: Model, pruner: Any, computed: Sequence[int]) -> Operations:
+    """VLA-Cache: every layer's whole attention map, unless its schedule needs none. ``computed``:
+    visual tokens by layer, from the pruning layer on."""
     if pruner.config.schedule == 'uniform':
         return []
-    decoder, length, cut = model.decoder, model.tokens.length, pruner.pruning_layer
+    decoder, length = model.decoder, model.tokens.length
     queries, keys = decoder.query_width, decoder.key_width
     above = [linear(length, decoder.width, queries), linear(length, decoder.width, keys)]
     above.append(product(length, queries, length))
-    rows = length - n_skipped
-    below = [linear(rows, decoder.width, queries), product(rows, queries, length)]
-    return above * cut + below * (decoder.n_layers - cut)
+    work = above * pruner.pruning_layer
+    for n_visual in computed:
+        rows = model.tokens.other + n_visual
+        work += [linear(rows, decoder.width, queries), product(rows, queries, length)]
+    return work
 
 
-def _late(model: Model, request: SaliencyRequest) -> Operations:
+def _late(model: Model, request: SaliencyRequest, n_pruned: int) -> Operations:
     if model.late is None or request.queries != 'action':
         return []
     late, decoder, work = model.late, model.decoder, []
     for number in range(late.passes):
         if not late.query_at_hand:
             work.append(linear(late.rows, decoder.width, decoder.query_width))
-        keys = model.tokens.length + late.own_keys(number)
+        keys = model.tokens.length - n_pruned + late.own_keys(number)
         work.append(product(late.rows, decoder.query_width, keys))
     return work
 

@@ -31,13 +31,18 @@ Head = Callable[[list[int]], Operations]
 @dataclass(frozen=True)
 class Tokens:
     """Decoder input: ``other`` are all non-visual tokens, ``text`` and ``action`` rows of which
-    queries are taken. ``before_action``: rows of a 'prefill' query."""
+    queries are taken. ``prompt``: rows of a 'prefill' query. ``views``: of equal size."""
 
     visual: int
     other: int
     text: int
     action: int
-    before_action: int
+    prompt: int
+    views: int = 1
+
+    @property
+    def by_view(self) -> list[int]:
+        return [self.visual // self.views] * self.views
 
     @property
     def length(self) -> int:
@@ -45,7 +50,7 @@ class Tokens:
 
     def rows(self, queries: str) -> int:
         sizes = {'action': self.action, 'last': 1, 'text': self.text}
-        return self.before_action if queries == 'prefill' else sizes[queries]
+        return self.prompt if queries == 'prefill' else sizes[queries]
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ class LateRows:
 @dataclass(frozen=True)
 class Model:
     """``head`` gives the operations after the decoder from the key count of every layer.
-    ``late`` are the rows that answer deep 'action' requests on key timesteps, where those come
-    after the prefill. ``published_visual``, ``published_length``: the tokens that papers count.
+    ``late`` are the rows that answer deep 'action' requests, where those come after the prefill.
+    ``published_visual``, ``published_length``: the tokens that papers count.
     ``parameters``: of what a step reads and the tables it looks things up in.
     ``last_layer_stores_keys``: of the last layer only keys and values are computed.
     """
@@ -108,6 +113,7 @@ GEMMA_2B = Stack(18, 2048, 16384, 8, 1, 256)
 GEMMA_300M = Stack(18, 1024, 4096, 8, 1, 256)
 DIT_BASE = Stack(12, 768, 3072, 12, 12, 64, gated=False)
 EMBEDDED_DECODER = Stack(12, 128, 352, 4, 4, 32)
+EMBEDDED_WORDS = 9  # of an instruction; mean over the sentences of the shipped policy: 8.8
 
 
 def two_towers(dino: Stack, siglip: Stack, images: int, patches: int) -> Operations:
@@ -176,7 +182,7 @@ def openvla(
 
     return Model(
         'openvla',
-        Tokens(patches, n_text, n_text - 1, 1, patches + n_text - 1),
+        Tokens(patches, n_text, n_text - 1, 1, patches + n_text),
         two_towers(dino, siglip, 1, patches),
         prismatic_projector(patches, dino.width + siglip.width, decoder.width),
         decoder,
@@ -216,7 +222,7 @@ def openvla_oft(
 
     return Model(
         'openvla_oft',
-        Tokens(visual, n_other, n_text - 1, slots, visual + n_other - slots - 1),
+        Tokens(visual, n_other, n_text - 1, slots, visual + n_other - slots - 1, images),
         two_towers(dino, siglip, images, patches),
         [*prismatic_projector(visual, dino.width + siglip.width, width), *proprio],
         decoder,
@@ -259,7 +265,7 @@ def cogact(
     n_other = n_text + 1
     return Model(
         'cogact',
-        Tokens(256, n_other, n_text - 1, 1, 256 + n_other - 1),
+        Tokens(256, n_other, n_text - 1, 1, 256 + n_other),
         two_towers(DINOV2_L, SIGLIP_SO400M, 1, 256),
         prismatic_projector(256, DINOV2_L.width + SIGLIP_SO400M.width, decoder.width),
         decoder,
@@ -305,7 +311,7 @@ def pi05(
     experts += mlp_parameters(*[expert.width] * 3)
     return Model(
         'pi05',
-        Tokens(visual, n_text, n_text, 1, visual + n_text - 1),
+        Tokens(visual, n_text, n_text, 1, visual + n_text, views),
         vision_tower(vision, views, patches, 14, extra=0),
         [linear(visual, vision.width, prefix.width)],
         prefix,
@@ -319,16 +325,18 @@ def pi05(
 
 
 def embedded(
-    n_words: int = 12,
+    max_words: int = 12,
     decoder: Stack = EMBEDDED_DECODER,
     views: int = 3,
     n_joints: int = 16,
     chunk_size: int = 8,
     vocabulary: int = 23,
+    n_words: int = EMBEDDED_WORDS,
 ) -> Model:
-    """The policy that ships with this package (policies/embedded_model.py), 256 px views."""
+    """The policy that ships with this package (policies/embedded_model.py), 256 px views. Only
+    the ``n_words`` of the ``max_words`` are asked; the rest is padding."""
     width, visual = decoder.width, views * 64
-    n_other = 1 + 1 + n_words + chunk_size + 1
+    n_other = 1 + 1 + max_words + chunk_size + 1
     projector = mlp(visual, 128, width, width)
     learnt_rows = visual + vocabulary + chunk_size + 2  # positions, words, slots, bos and end
     parameters = _grid_tower_parameters() + mlp_parameters(128, width, width)
@@ -340,7 +348,7 @@ def embedded(
 
     return Model(
         'embedded',
-        Tokens(visual, n_other, n_words, chunk_size, visual + n_other - chunk_size - 1),
+        Tokens(visual, n_other, n_words, chunk_size, visual + n_other - chunk_size - 1, views),
         [Work(views * work.macs, work.weights) for work in _grid_tower()],
         # Once into the decoder, once as features of the matching.
         [*projector, *mlp(1, n_joints, width, width), *projector],

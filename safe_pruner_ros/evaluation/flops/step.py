@@ -10,12 +10,14 @@ from safe_pruner_ros.core.selection import n_retained
 from safe_pruner_ros.evaluation.flops.scoring import REUSING, has_keyframes, scoring, settings_of
 from safe_pruner_ros.evaluation.flops.shapes import Model
 from safe_pruner_ros.evaluation.flops.work import Operations, macs
+from safe_pruner_ros.policies.catalog import CAUSAL
 
 STAGES = ('vision', 'projector', 'shallow', 'scoring', 'deep', 'head')
 
 
 def make_pruner(model: Model, method: str, retention_ratio: float) -> Pruner:
-    return build_pruner(method, model.decoder.n_layers, **settings_of(method, retention_ratio))
+    settings = settings_of(method, retention_ratio)
+    return build_pruner(method, model.decoder.n_layers, causal=model.name in CAUSAL, **settings)
 
 
 def step_stages(

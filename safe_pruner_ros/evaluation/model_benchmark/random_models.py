@@ -73,7 +73,8 @@ def _embedded(size: str, device: torch.device, dtype: torch.dtype, seed: int) ->
     def make(method: str, settings: Mapping[str, Any]) -> Policy:
         return EmbeddedPolicy(model, method, settings, str(device))
 
-    return RandomModel(shapes.embedded(vocabulary=len(words)), count_parameters(model), make)
+    counted = shapes.embedded(vocabulary=len(words), n_words=len(words) - 1)
+    return RandomModel(counted, count_parameters(model), make)
 
 
 _BUILDERS: dict[str, Callable[..., RandomModel]] = {
