@@ -120,7 +120,10 @@ def _add_table(commands: Any) -> None:
         'Writes the cells as JSON, the table as Markdown beside it, and the plots.',
     )
     parser.add_argument(
-        'results', nargs='+', type=Path, help='episodes.jsonl files, or folders with such files'
+        'results',
+        nargs='+',
+        type=Path,
+        help='episodes.jsonl (.xz) files, or folders with such files',
     )
     _add_baseline(parser)
     parser.add_argument(

@@ -10,6 +10,8 @@ from typing import Any
 from safe_pruner_ros.evaluation.baselines import check_baseline, read_baseline
 from safe_pruner_ros.evaluation.plots import write_plots
 from safe_pruner_ros.evaluation.results import (
+    EPISODES,
+    PACKED,
     Record,
     ResultsError,
     key_of,
@@ -61,7 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The episodes of JSONL files, and of all ``episodes.jsonl`` below folders, each once.
+    """The episodes of JSONL files, and of all ``episodes.jsonl`` (.xz) below folders, each once.
 
     An episode may be there twice, when two plans share a cell and it came out the same. Raises
     FileNotFoundError for a path without results; ResultsError for one without episodes, a broken
@@ -70,7 +72,7 @@ def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """
     files: dict[Path, list[dict[str, Any]]] = {}
     for path in paths:
-        found = sorted(path.rglob('episodes.jsonl')) if path.is_dir() else [path]
+        found = _below(path) if path.is_dir() else [path]
         if not found or not found[0].is_file():
             raise FileNotFoundError(f'no evaluation results at {path}')
         read = {file.resolve(): read_episodes(file) for file in found}
@@ -98,6 +100,10 @@ def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
                 name: record[name] for name in LATER if before.get(name) is None and name in record
             }
     return [record for _, record in episodes.values()]
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(path for name in (EPISODES, EPISODES + PACKED) for path in folder.rglob(name))
 
 
 def _check_configurations(files: Mapping[Path, Sequence[Record]]) -> None:

@@ -2,7 +2,7 @@
 
 A folder holds ``config.json`` (what must not change while episodes are added), ``episodes.jsonl``
 and the summaries. A run that was killed leaves at most one broken last line, which the next one
-cuts off.
+cuts off. Where there is only ``episodes.jsonl.xz``, packed for keeping, a run goes on from that.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import lzma
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -19,6 +20,8 @@ from typing import IO, Any
 EpisodeKey = tuple[str, str, float, int, int | None]
 Record = Mapping[str, Any]
 
+EPISODES = 'episodes.jsonl'
+PACKED = '.xz'
 REQUIRED = ('task', 'method', 'retention_ratio', 'seed', 'asked_object', 'success')
 
 
@@ -41,9 +44,10 @@ def key_of(record: Record) -> EpisodeKey:
 
 
 def read_episodes(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a JSONL file; a missing file is an empty one.
+    """All complete lines of a JSONL file, packed (.xz) or not; a missing file is an empty one.
 
-    Raises ResultsError for a line that is not an episode, or an episode that is there twice.
+    Raises ResultsError for a line that is not an episode, an episode that is there twice, or a
+    packed file that cannot be unpacked.
     """
     return _read_lines(path)[0]
 
@@ -55,7 +59,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     records: list[dict[str, Any]] = []
     first: dict[EpisodeKey, int] = {}
     end = 0
-    for number, raw in enumerate(io.BytesIO(path.read_bytes()), start=1):  # splits at \n only
+    for number, raw in enumerate(io.BytesIO(_content(path)), start=1):  # splits at \n only
         if _is_torn(raw):
             break
         record = _parse(raw)
@@ -74,6 +78,18 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         records.append(record)
         end += len(raw)
     return records, end
+
+
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix != PACKED:
+        return content
+    try:
+        return lzma.decompress(content)
+    except lzma.LZMAError as error:
+        raise ResultsError(
+            f'{path} cannot be unpacked ({error}); fetch it again, or leave it out'
+        ) from None
 
 
 def _is_torn(raw: bytes) -> bool:
@@ -107,7 +123,7 @@ class ResultsFolder:
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.path = folder / 'episodes.jsonl'
+        self.path = folder / EPISODES
         self.config = json.loads(to_json(config))
         # What was asked of all methods is in each line's own settings.
         self.config_of_episode = {
@@ -125,6 +141,7 @@ class ResultsFolder:
         file = self.path.open('ab')
         try:
             self._lock(file)
+            self._unpack_into(file)
             self.episodes, end = _read_lines(self.path)
             self._check_episodes()
             self._check_config()
@@ -180,6 +197,14 @@ class ResultsFolder:
         text = content if isinstance(content, str) else to_json(content) + '\n'
         write_whole(path, text)
         return path
+
+    def _unpack_into(self, file: IO[bytes]) -> None:
+        """What a kill in the middle of this leaves out would only run again."""
+        packed = self.path.with_name(self.path.name + PACKED)
+        if file.tell() == 0 and packed.is_file():
+            read_episodes(packed)  # refuses what cannot be gone on with
+            file.write(_content(packed))
+            file.flush()
 
     def _lock(self, file: IO[bytes]) -> None:
         try:

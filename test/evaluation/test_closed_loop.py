@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,12 @@ def test_results_that_disagree_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match=r"a.jsonl and .*b.jsonl disagree .* \['success'\]"):
         read_results([first, second])
     assert len(read_results([first, first])) == 1
+    packed = tmp_path / 'kept/episodes.jsonl.xz'
+    packed.parent.mkdir()
+    packed.write_bytes(lzma.compress(second.read_bytes()))
+    assert [e['success'] for e in read_results([packed.parent])] == [False]
+    with pytest.raises(ResultsError, match='disagree'):
+        read_results([first, packed.parent])
     second.write_text('{"cut": tr\n' + first.read_text())
     with pytest.raises(ResultsError, match='line 1 is not an episode'):
         read_results([second])

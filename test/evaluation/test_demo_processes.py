@@ -44,10 +44,9 @@ def stubborn(tmp_path: Path) -> dict[str, str]:
 
 def gone(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        state = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):  # before it is opened, or while it is read
         return True
-    state = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0]
     return state == 'Z'
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed import LocalCluster
 from joblib import parallel_config
 
 from safe_pruner_ros.evaluation.evaluate import evaluate
@@ -75,13 +76,8 @@ def test_threads_come_to_the_same(checkpoint: Path, expected, tmp_path: Path) ->
 
 
 def test_dask_cluster_comes_to_the_same(checkpoint: Path, expected, tmp_path: Path) -> None:
-    distributed = pytest.importorskip(
-        'distributed', reason="needs pip install 'dask[distributed]'"
-    )
     with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None
-        ) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         on_backend(f'dask:{cluster.scheduler_address}'),
     ):
         evaluate(plan(checkpoint), tmp_path)

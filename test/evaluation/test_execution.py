@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed import LocalCluster
 from joblib import parallel_config
 
 from safe_pruner_ros.evaluation import execution
@@ -75,9 +76,6 @@ def test_workers_that_die_whatever_they_run_are_an_error(monkeypatch) -> None:
 
 
 def test_a_killed_dask_worker_costs_nothing(tmp_path: Path) -> None:
-    distributed = pytest.importorskip(
-        'distributed', reason="needs pip install 'dask[distributed]'"
-    )
     marker = tmp_path / 'died'
 
     def dies_once(job: int) -> dict[str, Any]:
@@ -87,9 +85,7 @@ def test_a_killed_dask_worker_costs_nothing(tmp_path: Path) -> None:
         return {'job': job}
 
     with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None
-        ) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         on_backend(f'dask:{cluster.scheduler_address}'),
     ):
         found = list(run_jobs(dies_once, range(5)))

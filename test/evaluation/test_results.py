@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,36 @@ def test_reopened_folder_knows_its_episodes(tmp_path: Path) -> None:
         assert key(2) in results and key(3) not in results
         assert len(results.episodes) == 3
         assert results.episodes[0]['latency_ms_p50'] is None  # strict JSON has no NaN
+
+
+def test_packed_episodes_are_read_and_gone_on_with(tmp_path: Path) -> None:
+    path = fill(tmp_path, 3)
+    packed = path.with_name('episodes.jsonl.xz')
+    packed.write_bytes(lzma.compress(path.read_bytes()))
+    path.unlink()
+    assert [episode['seed'] for episode in read_episodes(packed)] == [0, 1, 2]
+    kept = packed.read_bytes()
+    with ResultsFolder(tmp_path, CONFIG) as results:
+        assert key(2) in results and key(3) not in results
+        results.add(record(3))
+    with ResultsFolder(tmp_path, CONFIG) as results:
+        assert key(3) in results  # the file that was written, not the packed one again
+    assert packed.read_bytes() == kept
+    assert [episode['seed'] for episode in read_episodes(path)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize('left', [0, 10, -1])
+def test_a_packed_file_that_is_cut_is_refused(tmp_path: Path, left: int) -> None:
+    path = fill(tmp_path, 3)
+    packed = path.with_name('episodes.jsonl.xz')
+    packed.write_bytes(lzma.compress(path.read_bytes())[:left])
+    path.unlink()
+    with (
+        pytest.raises(ResultsError, match='cannot be unpacked'),
+        ResultsFolder(tmp_path, CONFIG),
+    ):
+        pass
+    assert not path.exists() or not path.read_bytes()
 
 
 @pytest.mark.parametrize('cut', [1, 5, 40])
