@@ -71,7 +71,7 @@ class ActionBuffer:
                 f'and reach {seconds(path.end_ns - path.start_ns):.2f} s; the policy is too slow '
                 f'for this chunk, use a smaller retention_ratio or a faster device',
             )
-        if path.start_ns > now_ns + CLOCK_JUMP_NS:
+        if _is_future(path, now_ns):
             return Reason(Code.ACTION_OUT_OF_ORDER, 'actions answer an observation of the future')
         with self._lock:
             if self._path is not None and path.start_ns < self._path.start_ns:
@@ -150,6 +150,12 @@ class ActionBuffer:
                 Code.NO_ACTION,
                 'no actions: the first chunk is not there yet, or what was there became void',
             )
+        if _is_future(path, now_ns):
+            return Reason(
+                Code.NO_ACTION,
+                f'the actions answer an observation {seconds(path.start_ns - now_ns):.2f} s ahead '
+                f'of the node clock, which went back; new ones are computed',
+            )
         over_s = seconds(now_ns - path.end_ns - self._control_period_ns)
         if over_s > 0:
             return Reason(
@@ -184,10 +190,10 @@ class ActionBuffer:
         return self.slack_ns(now_ns, execution_horizon) <= 0
 
     def slack_ns(self, now_ns: int, execution_horizon: int) -> int:
-        """Time until a new chunk is due; 0 when there is none."""
+        """Time until a new chunk is due; 0 when there is none that can be used."""
         with self._lock:
             path = self._path
-            if path is None:
+            if path is None or _is_future(path, now_ns):
                 return 0
             return max(0, path.start_ns + execution_horizon * path.period_ns - now_ns)
 
@@ -233,3 +239,7 @@ class _Path:
         rise = self._waypoints[before + 1] - self._waypoints[before]
         slope: FloatArray = rise / seconds(self.period_ns)
         return slope
+
+
+def _is_future(path: _Path, now_ns: int) -> bool:
+    return path.start_ns > now_ns + CLOCK_JUMP_NS

@@ -13,6 +13,7 @@ class Code(str, Enum):
     CLOCK_MISSING = 'CLOCK_MISSING'  # node clock still zero (use_sim_time without /clock)
     CLOCK_STOPPED = 'CLOCK_STOPPED'  # node clock stands still: simulator or bag paused
     CLOCK_JUMPED = 'CLOCK_JUMPED'  # node clock went back: bag loop, simulator reset
+    CONTROL_GAP = 'CONTROL_GAP'  # no control tick for long: process stopped, machine asleep
     STAMP_ZERO = 'STAMP_ZERO'
     STAMP_IN_FUTURE = 'STAMP_IN_FUTURE'
     STAMP_OTHER_CLOCK = 'STAMP_OTHER_CLOCK'

@@ -24,6 +24,10 @@ from safe_pruner_ros.runtime.stamps import CLOCK_JUMP_NS, NS_PER_S, seconds
 from safe_pruner_ros.types import ArmState, FloatArray, JointCommand
 
 SOFT_START_FLOOR = 0.1  # share of the step limit at the first command of a soft start
+# After so long without a tick nobody knows where the arms are: somebody may have moved them.
+MAX_TICK_GAP_S = 0.5
+# A gripper that moved less since its last command still holds what it held then.
+GRIPPER_STILL = 0.05
 # Ticks that limited an arm joint by more than clamp_tolerance. Grippers are meant to be limited:
 # they are told to close at once, and close as fast as they may.
 ARMS_LIMITED = 'arms limited'
@@ -69,10 +73,11 @@ class CommandGuard:
         self._oscillation = OscillationDetector(len(self._names), config.max_sign_flips)
         self._counts: Counter[str] = Counter()
         self._lock = threading.RLock()
+        self._grip: tuple[FloatArray, FloatArray] | None = None  # last sent, and measured then
         self.reset()
 
     def reset(self) -> None:
-        """Forget the last command and the FAULT: the next start is a soft start."""
+        """`forget`, and the FAULT."""
         with self._lock:
             self._fault: Reason | None = None
             self._lost: Reason | None = None
@@ -80,7 +85,7 @@ class CommandGuard:
             self.forget()
 
     def forget(self) -> None:
-        """Forget the last command, keep a FAULT (the node clock jumped)."""
+        """Forget the last command, keep a FAULT: the next start is soft, from `start_pose`."""
         with self._lock:
             self._last: FloatArray | None = None
             self._last_ns = 0
@@ -89,6 +94,24 @@ class CommandGuard:
             self._hold_since_ns: int | None = None
             self._clamps_in_row = 0
             self._oscillation.clear()
+
+    def forget_grip(self) -> None:
+        """The grippers' last commands as well (others may use the robot now)."""
+        with self._lock:
+            self._grip = None
+
+    def start_pose(self, measured: FloatArray) -> FloatArray:
+        """Where a path sets out from a measured pose, both in layout order.
+
+        Arms from there. A gripper that stands as it did when it was last told where to go, from
+        that command: where a thing in it stops it, it would begin by letting go.
+        """
+        with self._lock:
+            if self._grip is None or self._grip[0].shape != measured.shape:
+                return measured
+            sent, then = self._grip
+            is_still = self._gripper & (np.abs(measured - then) <= GRIPPER_STILL)
+            return np.where(is_still, sent, measured)
 
     def take_counts(self) -> dict[str, int]:
         """Ticks by action, by reason code and ARMS_LIMITED since the last call."""
@@ -102,12 +125,17 @@ class CommandGuard:
         state: ArmState | None,
         now_ns: int,
         reasons: Sequence[Reason] = (),
+        doubted: ArmState | None = None,
     ) -> GuardVerdict:
         """One control tick. Non-empty ``reasons`` (stale camera, paused, ...) hold the arms.
 
         ``command`` None holds too; ``state`` is the newest measured pose in layout order.
+        ``doubted``: a pose that is not believed yet. Nothing starts from it, but a command far
+        from it is not repeated either.
         """
         with self._lock:
+            if self._is_old(now_ns) or self._far_from(doubted, now_ns).any():
+                self.forget()
             verdict = self._judge(command, state, now_ns, tuple(reasons))
             self._counts.update([verdict.action, *(code.value for code in verdict.codes)])
         return verdict
@@ -125,8 +153,6 @@ class CommandGuard:
             self._fault = next((r for r in reasons if r.code in FAULT_CODES), None)
         if self._fault is not None:
             return self._faulted(reasons)
-        if self._last is not None and now_ns < self._last_ns - CLOCK_JUMP_NS:
-            self.forget()
         if lost := self._tracking_problem(state, now_ns):
             # Going on, or even holding, would throw the arm back once it is free again.
             self.forget()
@@ -150,7 +176,7 @@ class CommandGuard:
 
     def _limited(self, targets: FloatArray, measured: FloatArray, now_ns: int) -> GuardVerdict:
         """Position limits, then the step from the last command (at a start: the measured pose)."""
-        start = measured if self._last is None else self._last
+        start = self.start_pose(measured) if self._last is None else self._last
         inside, outside = np.clip(targets, self._lower, self._upper), self._outside(targets)
         velocity_step, step = self._step_limits(now_ns)
         ramp = self._ramp(now_ns)
@@ -183,6 +209,7 @@ class CommandGuard:
             )
             return self._faulted((self._fault,))
         self._last, self._last_ns, self._hold_since_ns = sent, now_ns, None
+        self._grip = sent, measured
         command = JointCommand(sent, self._names, now_ns)
         return GuardVerdict('clamp' if reasons else 'pass', reasons, command)
 
@@ -226,17 +253,34 @@ class CommandGuard:
             return (Reason(Code.COMMAND_STALE, text),)
         return ()
 
-    def _tracking_problem(self, state: ArmState | None, now_ns: int) -> Reason | None:
+    def _is_old(self, now_ns: int) -> bool:
+        """Whether the last command is from before a gap, or from a clock that went back."""
+        passed_ns = now_ns - self._last_ns
+        return self._last is not None and not (
+            -CLOCK_JUMP_NS <= passed_ns <= MAX_TICK_GAP_S * NS_PER_S
+        )
+
+    def _far_from(self, state: ArmState | None, now_ns: int) -> BoolArray:
+        """Arm joints that stand too far from the last command; none where that is unknown."""
+        error = self._tracking_error(state, now_ns)
+        return error > self._config.max_tracking_error_rad
+
+    def _tracking_error(self, state: ArmState | None, now_ns: int) -> FloatArray:
+        """Of the arm joints [rad]; 0 where it is unknown."""
+        unknown = np.zeros(len(self._names))
         if not self._is_followed or self._last is None or state is None:
-            return None
+            return unknown
         if state.positions.shape != self._last.shape:
-            return None
+            return unknown
         if seconds(now_ns - state.stamp_ns) > self._config.max_state_age_s:
-            return None
-        error = np.where(self._gripper, 0.0, np.abs(state.positions - self._last))
-        lost = error > self._config.max_tracking_error_rad
+            return unknown
+        return np.where(self._gripper, 0.0, np.abs(state.positions - self._last))
+
+    def _tracking_problem(self, state: ArmState | None, now_ns: int) -> Reason | None:
+        lost = self._far_from(state, now_ns)
         if not lost.any():
             return None
+        error = self._tracking_error(state, now_ns)
         return Reason(
             Code.TRACKING_LOST,
             f'{self._which(lost)} are {_rounded(error[lost])} rad from their command (limit '

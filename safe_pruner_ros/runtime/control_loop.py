@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,11 @@ from typing import Literal
 from safe_pruner_ros.policies.policy import Policy
 from safe_pruner_ros.runtime.action_buffer import ActionBuffer, Seam
 from safe_pruner_ros.runtime.codes import Code, Reason
-from safe_pruner_ros.runtime.command_guard import CommandGuard, GuardVerdict
+from safe_pruner_ros.runtime.command_guard import (
+    MAX_TICK_GAP_S,
+    CommandGuard,
+    GuardVerdict,
+)
 from safe_pruner_ros.runtime.config import Config, check_policy_fits
 from safe_pruner_ros.runtime.config_runtime import check_action_age
 from safe_pruner_ros.runtime.inference_worker import InferenceWorker
@@ -55,7 +60,8 @@ class LoopStatus:
 
 class ControlLoop:
     """Threads: store_* and set_instruction from callbacks, `tick` from the control timer, the
-    policy in the worker thread. None of them waits for another.
+    policy in the worker thread. None of them waits for another; `reset` and `block` come between
+    two ticks, never into one.
 
     Parts are public: ``buffer``, ``actions``, ``guard``, ``worker``. ``clock`` reads the node
     clock, ``steady`` a monotonic one, both in ns.
@@ -100,6 +106,7 @@ class ControlLoop:
             self.audit,
             None if config.pruner.method == 'unpruned' else self.retention,
             on_audit,
+            self.guard.start_pose,
         )
         self.policy_step_ms = RollingStatistics()
         self.command_period_ms = RollingStatistics()
@@ -112,6 +119,7 @@ class ControlLoop:
         self._max_clock_stop_s = runtime.worker.max_clock_stop_s
         self._verdict = GuardVerdict('hold', (), None)
         self._is_void = self._is_lost = False
+        self._between_ticks = threading.Lock()
         self._forget_clock()
 
     def _forget_clock(self) -> None:
@@ -130,11 +138,13 @@ class ControlLoop:
         self.worker.start()
 
     def stop(self, timeout_s: float = 2.0) -> bool:
-        """Stop the worker and forget all data; False if the policy still computes."""
+        """Stop the worker and forget all data but a FAULT; False if the policy still computes."""
         stopped = self.worker.stop(timeout_s)
-        self.buffer.clear()
-        self.guard.reset()
-        self.actions.reset()
+        with self._between_ticks:
+            self.buffer.clear()
+            self.guard.forget()
+            self.guard.forget_grip()
+            self.actions.reset()
         return stopped
 
     # ---- callbacks
@@ -171,11 +181,14 @@ class ControlLoop:
     def tick(self, now_ns: int) -> GuardVerdict:
         """One control tick, at ``runtime.control_rate_hz``: send ``verdict.command`` if not None.
 
-        ``now_ns`` is the node clock. A jump back clears everything but the instruction and a
-        FAULT, and holds.
+        ``now_ns`` is the node clock. A jump back, or a long time without a tick, clears everything
+        but the instruction and a FAULT, and holds.
         """
-        self._measure_period()
-        reasons = self._clock_reasons(now_ns)
+        with self._between_ticks:
+            return self._tick(now_ns)
+
+    def _tick(self, now_ns: int) -> GuardVerdict:
+        reasons = self._clock_reasons(now_ns, self._measure_period())
         if not reasons:
             not_ready = self.buffer.readiness(now_ns)
             reasons = not_ready.reasons if not_ready else ()
@@ -191,7 +204,8 @@ class ControlLoop:
         command = None if reasons else self.actions.command(now_ns)
         if not reasons and command is None and self.actions.gap is not None:
             reasons = (self.actions.gap,)
-        verdict = self.guard.check(command, self.buffer.state(), now_ns, reasons)
+        doubted = self.buffer.doubted_state()
+        verdict = self.guard.check(command, self.buffer.state(), now_ns, reasons, doubted)
         # What was planned for arms that did not follow is void as well, once a loss.
         is_lost = Code.TRACKING_LOST in verdict.codes
         if is_lost and not self._is_lost:
@@ -215,42 +229,61 @@ class ControlLoop:
         if math.isfinite(seam.position_jump_rad):
             self.seam_jump_rad.add(seam.position_jump_rad)
 
-    def _measure_period(self) -> None:
-        steady_ns = self._steady()
-        if self._last_tick_ns is not None:
-            self.command_period_ms.add((steady_ns - self._last_tick_ns) * 1e-6)
+    def _measure_period(self) -> int:
+        """Steady time since the tick before, ns; 0 at the first."""
+        steady_ns, before_ns = self._steady(), self._last_tick_ns
         self._last_tick_ns = steady_ns
+        if before_ns is None:
+            return 0
+        self.command_period_ms.add((steady_ns - before_ns) * 1e-6)
+        return steady_ns - before_ns
 
-    def _clock_reasons(self, now_ns: int) -> tuple[Reason, ...]:
-        """Watches the node clock against the steady one: missing, stopped, gone back."""
+    def _clock_reasons(self, now_ns: int, steady_gap_ns: int) -> tuple[Reason, ...]:
+        """Watches the node clock against the steady one: gone back, missing, stopped. Both may
+        show a gap: a steady clock does not count while the machine sleeps."""
         before_ns, self._last_now_ns = self._last_now_ns, now_ns
         if now_ns != before_ns:
             self._last_advance_ns = self._steady()
-        if now_ns <= 0:
-            text = 'the node clock is still zero; with use_sim_time, start what sends /clock'
-            return (Reason(Code.CLOCK_MISSING, text),)
         if now_ns < before_ns - CLOCK_JUMP_NS:
-            self.buffer.clear()
-            self.guard.forget()
-            self.worker.forget_episode()
+            self._begin_anew()
             text = (
                 f'the node clock went back by {seconds(before_ns - now_ns):.2f} s; starting anew'
             )
             return (Reason(Code.CLOCK_JUMPED, text),)
+        if now_ns <= 0:
+            text = 'the node clock is still zero; with use_sim_time, start what sends /clock'
+            return (Reason(Code.CLOCK_MISSING, text),)
+        gap_s = seconds(max(steady_gap_ns, now_ns - before_ns if before_ns > 0 else 0))
+        if gap_s > MAX_TICK_GAP_S:
+            self._begin_anew()
+            text = (
+                f'no control tick for {gap_s:.2f} s (limit {MAX_TICK_GAP_S} s): was the process '
+                f'stopped, or the machine asleep or overloaded? Starting anew'
+            )
+            return (Reason(Code.CONTROL_GAP, text),)
         stopped_s = seconds(self._steady() - self._last_advance_ns)
         if stopped_s > self._max_clock_stop_s:
             text = f'the node clock stands still since {stopped_s:.1f} s; is the simulator paused?'
             return (Reason(Code.CLOCK_STOPPED, text),)
         return ()
 
+    def _begin_anew(self) -> None:
+        """What was seen, planned and sent before says nothing about now."""
+        self.buffer.clear()
+        self.worker.void()
+        self._is_void = True
+        self.guard.forget()
+        self.worker.forget_episode()
+
     # ---- services
 
     def reset(self) -> None:
         """Start of an episode, and the way out of FAULT. Earlier images and joints are dropped."""
-        self.worker.reset()
-        self.buffer.clear()
-        self.guard.reset()
-        self.actions.reset()
+        with self._between_ticks:
+            self.worker.reset()
+            self.buffer.clear()
+            self.guard.reset()
+            self.actions.reset()
 
     def pause(self) -> None:
         """Hold the arms and compute nothing."""
@@ -266,12 +299,13 @@ class ControlLoop:
     def block(self, reasons: Sequence[Reason] = (), mute: bool = False) -> None:
         """Hold the arms for what only the caller sees, until called without reasons; ``mute``:
         send nothing meanwhile. Nothing of that time counts afterwards, and the start is soft."""
-        if self._blocked[0] and not reasons:
-            self.buffer.clear()
-            self.worker.void()
-            self.worker.force_keyframe()
-            self.guard.forget()
-        self._blocked = (tuple(reasons), mute)
+        with self._between_ticks:
+            if self._blocked[0] and not reasons:
+                self.buffer.clear()
+                self.worker.void()
+                self.worker.force_keyframe()
+                self.guard.forget()
+            self._blocked = (tuple(reasons), mute)
 
     # ---- reports
 

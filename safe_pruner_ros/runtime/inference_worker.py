@@ -30,6 +30,7 @@ from safe_pruner_ros.runtime.retention_control import RetentionController
 from safe_pruner_ros.runtime.shadow_audit import Audit, ShadowAudit
 from safe_pruner_ros.runtime.stamps import NS_PER_S, seconds
 from safe_pruner_ros.runtime.step_report import StepReport, StepTiming
+from safe_pruner_ros.types import FloatArray
 
 POLL_S = 0.05  # the thread looks this often even if nothing wakes it
 _log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class InferenceWorker:
     """``clock`` reads the node clock (ns), ``steady`` a monotonic one. ``on_report`` is called in
     the worker thread after every policy step, ``on_audit`` after every shadow audit; what they
     raise is caught and logged. The policy is touched by this thread alone, once `start` was
-    called. Without ``audit`` nothing is audited, without ``retention`` the ratio never changes."""
+    called. Without ``audit`` nothing is audited, without ``retention`` the ratio never changes.
+    ``start_pose``: where the path to a chunk sets out from the pose that the policy saw."""
 
     def __init__(
         self,
@@ -61,11 +63,13 @@ class InferenceWorker:
         audit: ShadowAudit | None = None,
         retention: RetentionController | None = None,
         on_audit: Callable[[Audit], None] = lambda audit: None,
+        start_pose: Callable[[FloatArray], FloatArray] = lambda measured: measured,
     ) -> None:
         self._policy, self._buffer, self._actions = policy, buffer, actions
         self._audit, self._retention, self._on_audit = audit, retention, on_audit
         self._config, self._clock, self._steady = config, clock, steady
         self._on_report, self._take_verdicts = on_report, take_verdicts
+        self._start_pose = start_pose
         horizon = policy_config.execution_horizon or policy.spec.execution_horizon
         self._horizon = min(horizon, policy.spec.chunk_size)
         self._period_ns = round(policy_config.period_s * NS_PER_S)  # 0: as the policy says
@@ -275,7 +279,8 @@ class InferenceWorker:
                 text = 'instruction, reset or hold made this result void while it was computed'
                 error, chunk = error or Reason(Code.RESULT_DISCARDED, text), None
             elif chunk is not None:
-                error = self._actions.push(chunk, finished_ns, observation.state.positions)
+                anchor = self._start_pose(observation.state.positions)
+                error = self._actions.push(chunk, finished_ns, anchor)
                 chunk = chunk if error is None else None
                 self._note_outcome(error, snapshot.generation)
             else:

@@ -177,6 +177,16 @@ class ObservationBuffer:
                 self._latest = self._merged(present)
             return self._latest
 
+    def doubted_state(self) -> ArmState | None:
+        """As `state` while some source is not believed (`STATE_RECOVERING`), with what that one
+        says; None: all are believed, or one says nothing. Not to start from, only to stop for."""
+        with self._lock:
+            if all(state.newest for state in self._states.values()):
+                return None
+            seen = [state.newest or state.last_seen for state in self._states.values()]
+            present = [stored for stored in seen if stored is not None]
+            return self._merged(present) if len(present) == len(seen) else None
+
     @property
     def instruction(self) -> str:
         """The instruction in force; '' if there is none."""

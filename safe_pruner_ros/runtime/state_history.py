@@ -63,7 +63,8 @@ class StateHistory:
         return self._samples[-1] if self._samples else None
 
     @property
-    def _last_seen(self) -> StoredState | None:
+    def last_seen(self) -> StoredState | None:
+        """The newest sample that agreed with the one before it, believed or not."""
         return self._doubted[-1] if self._doubted else self.newest
 
     def nearest(self, stamp_ns: int) -> StoredState:
@@ -84,7 +85,7 @@ class StateHistory:
         sample = StoredState(values, stamp, receive_ns)
         self._watch_gap(sample)
         # A refused pose may be stamped by another clock: it must not make the believed ones late.
-        last = self.newest or self._last_seen
+        last = self.newest or self.last_seen
         if last is not None and stamp < last.stamp_ns:
             if self._jumps(last, sample):  # a second publisher whose stamps lag
                 self._contradictions_ns.append(receive_ns)
@@ -105,7 +106,7 @@ class StateHistory:
 
     def _watch_gap(self, sample: StoredState) -> None:
         """After a silence the pose is unknown: whoever starts to speak again must prove it."""
-        last = self._last_seen
+        last = self.last_seen
         if last is None:
             return
         gap_ns = max(sample.stamp_ns - last.stamp_ns, sample.receive_ns - last.receive_ns)
@@ -118,7 +119,7 @@ class StateHistory:
 
     def _doubt(self, sample: StoredState) -> Reason | None:
         """Keep a sample that no believed one vouches for; a Reason if it contradicts one."""
-        last = self._last_seen
+        last = self.last_seen
         jumps = self._jumps(last, sample) if last else []
         if jumps:
             self._contradictions_ns.append(sample.receive_ns)
@@ -172,7 +173,7 @@ class StateHistory:
 
     def age_s(self, now_ns: int) -> float:
         """Seconds since the newest sample was measured or received, whichever is longer ago."""
-        stored = self.newest or self._last_seen
+        stored = self.newest or self.last_seen
         if stored is None:
             return float('nan')
         return seconds(now_ns - min(stored.stamp_ns, stored.receive_ns))
@@ -182,7 +183,7 @@ class StateHistory:
         last = self.counter.last_refusal
         why = f'; last refusal: {last}' if last else ''
         where = f'state source {self.source.name!r} ({self.source.topic})'
-        if self._last_seen is None:
+        if self.last_seen is None:
             return Reason(Code.STATE_MISSING, f'{where}: no joint states yet{why}')
         if (count := self._contradictions(now_ns)) >= MAX_CONTRADICTIONS:
             return Reason(

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safe_pruner_ros.runtime.codes import Code, Reason
+from safe_pruner_ros.runtime.command_guard import GRIPPER_STILL
 from safe_pruner_ros.types import ArmState
 
 anything = st.one_of(
@@ -34,6 +35,7 @@ def test_no_sequence_of_events_yields_a_forbidden_command(kit, events, soft):
     layout = bench.robot.layout
     max_step = np.array([joint.max_step for joint in bench.robot.joints])
     last, measured = None, HOME
+    grip = None  # last sent, and measured then
     for what, wild, calm, ms in events:
         if what == 'reset':
             bench.guard.reset()
@@ -64,9 +66,12 @@ def test_no_sequence_of_events_yields_a_forbidden_command(kit, events, soft):
         sent = verdict.command.positions
         assert np.isfinite(sent).all()
         assert (layout.lower <= sent).all() and (sent <= layout.upper).all()
-        start = (
-            measured if verdict.action != 'hold' and bench.guard._started_ns == bench.now else last
-        )
+        start = last
+        if verdict.action != 'hold' and bench.guard._started_ns == bench.now:
+            start = measured
+            if grip is not None:  # a gripper that did not move holds what it held
+                still = layout.is_gripper & (np.abs(measured - grip[1]) <= GRIPPER_STILL)
+                start = np.where(still, grip[0], measured)
         if start is not None:
             assert (np.abs(sent - start) <= max_step + 1e-9).all()
             if last is not None and start is last:
@@ -78,4 +83,5 @@ def test_no_sequence_of_events_yields_a_forbidden_command(kit, events, soft):
             assert not reasons and state is not None
         if verdict.action == 'pass':
             assert np.allclose(sent, given_targets, atol=1e-9)
+            grip = sent, measured
         last = sent
