@@ -344,6 +344,7 @@ def bench(tmp_path: Path, _robot: Robot) -> Iterator[Bench]:
     stop.set()
     for thread in threads:
         thread.join(3.0)
+    node = executor = None  # a test may start none
     for node, executor in started:
         node.end()
         executor.remove_node(node)
