@@ -6,8 +6,9 @@ Everything is keyed by joint name; the order of ``joints`` is the order of the p
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from safe_pruner_ros.runtime.config_schema import (
     ConfigError,
@@ -140,7 +141,8 @@ class CameraConfig:
 
 @dataclass(frozen=True)
 class StateSourceConfig:
-    """One topic with measured joints. Extra names in its messages are ignored."""
+    """One topic with measured joints. Extra names in its messages are ignored. Two sources may
+    share a topic if they read different names in it."""
 
     name: str = setting(MISSING, 'short name for diagnostics and parameters: arm_left')
     topic: str = setting(MISSING, 'topic of the measured joints')
@@ -234,6 +236,7 @@ class RobotConfig:
                 raise ConfigError(
                     f'camera {camera.name!r}: moving_joints has unknown joints {unknown}'
                 )
+        check_topics_apart(self)
 
     @property
     def layout(self) -> JointLayout:
@@ -246,3 +249,58 @@ class RobotConfig:
             if camera.name == view:
                 return camera
         raise KeyError(f'no camera {view!r}; configured: {[c.name for c in self.cameras]}')
+
+
+def check_topics_apart(robot: RobotConfig, resolve: Callable[[str], str] = str) -> None:
+    """Refuse a topic that two entries would read, or write, for the same thing of the robot.
+
+    Two arms with the same joint names differ by their topics only. Where a copied entry keeps the
+    topic of the other, one arm's pose would count as both arms', and no limit would notice.
+    ``resolve``: topic as the robot file says it -> as the node hears it. Raises ConfigError.
+    """
+    for one, other, topic in _on_one_topic(robot.cameras, resolve):
+        raise ConfigError(
+            f'cameras {one.name!r} and {other.name!r} have the same topic {topic!r}; give '
+            f'each view the topic of its own camera'
+        )
+    for one, other, topic in _on_one_topic(robot.state_sources, resolve):
+        nameless = [source.name for source in (one, other) if source.positional]
+        where = f'state sources {one.name!r} and {other.name!r} have the same topic {topic!r}'
+        _check_names_apart(where, one, other, nameless, 'positional')
+    for one, other, topic in _on_one_topic(robot.sinks, resolve):
+        nameless = [sink.name for sink in (one, other) if sink.adapter == 'float64_multiarray']
+        where = f'sinks {one.name!r} and {other.name!r} have the same topic {topic!r}'
+        _check_names_apart(where, one, other, nameless, 'float64_multiarray')
+
+
+def _on_one_topic(
+    items: Sequence[Any], resolve: Callable[[str], str]
+) -> list[tuple[Any, Any, str]]:
+    topics = [resolve(item.topic) for item in items]
+    return [
+        (items[first], items[second], topics[first])
+        for second in range(len(items))
+        for first in range(second)
+        if topics[first] == topics[second]
+    ]
+
+
+def _check_names_apart(
+    where: str,
+    one: StateSourceConfig | SinkConfig,
+    other: StateSourceConfig | SinkConfig,
+    nameless: list[str],
+    why: str,
+) -> None:
+    """Two entries on one topic must differ by the names in its messages."""
+    if nameless:
+        raise ConfigError(
+            f'{where}, and messages of {nameless} ({why}) have no names that would tell them '
+            f'apart; give each its own topic'
+        )
+    names = {mapping.robot_name for mapping in one.joints}
+    if both := sorted(names & {mapping.robot_name for mapping in other.joints}):
+        raise ConfigError(
+            f'{where} and there the same joints {both}; give each its own topic, or in `name` '
+            f'the names under which that topic has its joints'
+        )

@@ -62,6 +62,52 @@ def test_every_joint_needs_exactly_one_source_and_sink(kit):
             kit.robot(**{what: (first, stranger)})
 
 
+@pytest.mark.parametrize('what', ['state_sources', 'sinks'])
+def test_one_topic_for_two_entries_needs_names_that_differ(kit, what):
+    """Two arms with the same joint names differ by their topics only: a copied entry that keeps
+    the other one's topic would measure, or move, the same arm twice."""
+    named = []
+    for entry in getattr(kit.robot(), what):
+        joints = tuple(replace(m, name=m.joint.split('_')[1]) for m in entry.joints)
+        named.append(replace(entry, joints=joints))
+    left, right = named
+    kit.robot(**{what: (left, right)})
+    copied = replace(right, topic=left.topic)
+    with pytest.raises(c.ConfigError) as error:
+        kit.robot(**{what: (left, copied)})
+    for words in ("'left' and 'right'", repr(left.topic), "['1', '2', 'grip']", 'its own topic'):
+        assert words in str(error.value)
+    one = replace(copied, joints=(*copied.joints[:1], replace(copied.joints[1], name='x'),
+                                  replace(copied.joints[2], name='y')))  # fmt: skip
+    with pytest.raises(c.ConfigError, match=r"\['1'\]"):
+        kit.robot(**{what: (left, one)})
+    left, right = getattr(kit.robot(), what)
+    kit.robot(**{what: (left, replace(right, topic=left.topic))})  # one driver, names that differ
+
+
+@pytest.mark.parametrize(
+    ('what', 'nameless', 'words'),
+    [
+        ('state_sources', {'positional': True}, r"\['{}'\] \(positional\)"),
+        ('sinks', {'adapter': 'float64_multiarray'}, r"\['{}'\] \(float64_multiarray\)"),
+    ],
+)
+def test_what_has_no_names_has_a_topic_of_its_own(kit, what, nameless, words):
+    left, right = getattr(kit.robot(), what)
+    kit.robot(**{what: (left, replace(right, **nameless))})
+    shared = replace(right, topic=left.topic)
+    with pytest.raises(c.ConfigError, match=words.format('right')):
+        kit.robot(**{what: (left, replace(shared, **nameless))})
+    with pytest.raises(c.ConfigError, match=words.format('left')):
+        kit.robot(**{what: (replace(left, **nameless), shared)})
+
+
+def test_two_views_are_two_topics(kit):
+    head, wrist = kit.robot().cameras
+    with pytest.raises(c.ConfigError, match="'head' and 'wrist' have the same topic '/head'"):
+        kit.robot(cameras=(head, replace(wrist, topic=head.topic)))
+
+
 def test_repeated_names_and_missing_parts(kit):
     robot = kit.robot()
     with pytest.raises(c.ConfigError, match='names of joints must be unique'):
