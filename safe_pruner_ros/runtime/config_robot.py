@@ -23,6 +23,13 @@ from safe_pruner_ros.types import Joint, JointKind, JointLayout
 MAX_STEP_RATE_HZ = 50.0
 # No arm joint turns further than twice around either way; limits beyond are in another unit.
 MAX_ARM_LIMIT_RAD = 4.0 * math.pi
+# Nor faster than this: the Astribot S1, which is fast, has up to 16.8 rad/s (URDF). At 50 Hz no
+# command goes as far as half a radian: that is 25 rad/s.
+MAX_ARM_VELOCITY = 30.0
+MAX_ARM_STEP_RAD = 0.5
+# The whole way of a gripper in one command, and the speed of that at 50 Hz.
+MAX_GRIPPER_STEP = 1.0
+MAX_GRIPPER_VELOCITY = MAX_GRIPPER_STEP * MAX_STEP_RATE_HZ
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,16 @@ class JointConfig:
     kind: JointKind = setting(MISSING, 'arm or gripper')  # noqa: RUF009
     lower: float = setting(MISSING, 'lower position limit', 'rad or closed fraction')
     upper: float = setting(MISSING, 'upper position limit', 'rad or closed fraction')
-    max_velocity: float = setting(MISSING, 'speed limit', 'rad/s or 1/s', above=0.0)
+    max_velocity: float = setting(
+        MISSING,
+        'speed limit; at most 30 rad/s for arms, 50/s for grippers',
+        'rad/s or 1/s',
+        above=0.0,
+    )
     max_step: float = setting(
         MISSING,
         'largest change between two commands at 50 Hz; less in proportion at a higher '
-        'runtime.control_rate_hz, never more',
+        'runtime.control_rate_hz, never more; at most 0.5 rad for arms, 1 for grippers',
         'rad or closed fraction',
         above=0.0,
     )
@@ -63,6 +75,29 @@ class JointConfig:
                 f'degrees; limits are rad, e.g. {math.radians(self.lower):.4g}..'
                 f'{math.radians(self.upper):.4g}. A robot whose messages are in degrees needs '
                 f'scale: {math.degrees(1.0):.5f} in its state source and sink, too'
+            )
+        self._check_speed()
+
+    def _check_speed(self) -> None:
+        """Limits in rad beside speeds in degrees would let an arm jump."""
+        is_arm = self.kind == 'arm'
+        max_velocity = MAX_ARM_VELOCITY if is_arm else MAX_GRIPPER_VELOCITY
+        max_step = MAX_ARM_STEP_RAD if is_arm else MAX_GRIPPER_STEP
+        for name, value, highest, unit in (
+            ('max_velocity', self.max_velocity, max_velocity, 'rad/s' if is_arm else '1/s'),
+            ('max_step', self.max_step, max_step, 'rad' if is_arm else 'closed fraction'),
+        ):
+            if value <= highest:
+                continue
+            if is_arm:
+                raise ConfigError(
+                    f'{name} {value:g} of arm joint {self.name!r} looks like degrees; it is '
+                    f'{unit}, at most {highest:g}, e.g. {math.radians(value):.4g}'
+                )
+            raise ConfigError(
+                f'{name} {value:g} of gripper {self.name!r} is more than the whole way in one '
+                f'command; it is {unit} (0 open, 1 closed), at most {highest:g}. Put the unit of '
+                f'the robot into scale and offset of its state source and sink'
             )
 
     def to_joint(self) -> Joint:

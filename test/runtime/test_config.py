@@ -14,6 +14,7 @@ from safe_pruner_ros.policies.policy import ViewSpec
 from safe_pruner_ros.runtime import config as c
 from safe_pruner_ros.runtime.config_yaml import load_config
 
+GRIPPER = {'kind': 'gripper', 'lower': 0.0, 'upper': 1.0}
 POLICY_FILES = Path(__file__).parents[2] / 'config' / 'policies'
 
 
@@ -35,6 +36,20 @@ POLICY_FILES = Path(__file__).parents[2] / 'config' / 'policies'
         ),
         ({'lower': -90.0}, '-90..1 of arm joint'),
         ({'upper': 12.6}, 'scale: 57.29578 in its state source and sink'),
+        (
+            {'max_velocity': 180.0},
+            "max_velocity 180 of arm joint 'elbow' looks like degrees; it is rad/s, at most 30, "
+            'e.g. 3.142',
+        ),
+        ({'max_velocity': 30.01}, 'looks like degrees'),
+        (
+            {'max_step': 1.7},
+            "max_step 1.7 of arm joint 'elbow' looks like degrees; it is rad, at most 0.5, "
+            'e.g. 0.02967',
+        ),
+        ({'max_step': 0.51}, 'looks like degrees'),
+        ({**GRIPPER, 'max_velocity': 200.0}, "max_velocity 200 of gripper 'elbow' is more than"),
+        ({**GRIPPER, 'max_step': 5.0}, 'closed fraction (0 open, 1 closed), at most 1. Put the'),
     ],
 )
 def test_impossible_joint(changes, message):
@@ -47,6 +62,11 @@ def test_impossible_joint(changes, message):
 def test_two_turns_either_way_are_an_arm_joint():
     joint = c.JointConfig('wrist', 'arm', -12.56, 12.56, 2.0, 0.05)
     assert joint.to_joint().upper == 12.56
+
+
+def test_the_fastest_that_a_joint_may_be():
+    c.JointConfig('wrist', 'arm', -1.0, 1.0, 30.0, 0.5)
+    c.JointConfig('grip', 'gripper', 0.0, 1.0, 50.0, 1.0)
 
 
 def test_every_joint_needs_exactly_one_source_and_sink(kit):
