@@ -3,14 +3,18 @@
 ros2 launch safe_pruner_ros pick_place.launch.py sim:=true
 ros2 launch safe_pruner_ros pick_place.launch.py --show-args
 
-A robot or a policy is an argument, not another launch file. What is left empty keeps the value of
-the YAML files. The node is configured and activated once; if one of the two is refused, everything
-is shut down and the node's log says why. Later transitions are the operator's: a configure then
-ends in inactive, and a refusal ends nothing.
+A robot or a policy is an argument, not another launch file. What is typed wins over params_file;
+what is left empty keeps the value of params_file, or else of the YAML files. The node is
+configured and activated once; if one of the two is refused, everything is shut down and the node's
+log says why. Later transitions are the operator's: a configure then ends in inactive, and a
+refusal ends nothing.
 """
 
 import os
+from tempfile import NamedTemporaryFile
+from typing import Any
 
+import yaml
 from ament_index_python.packages import get_package_share_directory
 from launch.action import Action
 from launch.actions import (
@@ -35,15 +39,22 @@ from launch import LaunchContext, LaunchDescription
 PACKAGE = 'safe_pruner_ros'
 PROFILE_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
 
-# Launch argument -> node parameter and how to read it; empty keeps the YAML file's value.
+# Launch argument -> node parameter and how to read it. None has a default of its own here: what
+# was typed must be known from what was not.
 OVERRIDES = {
+    'robot': ('robot_file', str),
+    'policy': ('policy_file', str),
     'instruction': ('instruction', str),
     'method': ('pruner.method', str),
     'retention_ratio': ('pruner.retention_ratio', float),
     'checkpoint': ('policy.checkpoint', str),
     'device': ('policy.device', str),
     'dry_run': ('robot.dry_run', 'boolean'),
+    'use_sim_time': ('use_sim_time', 'boolean'),
+    'activation_timeout_s': ('activation_timeout_s', float),
 }
+# Where neither an argument nor params_file says otherwise.
+DEFAULTS = {'policy_file': 'embedded', 'use_sim_time': False, 'activation_timeout_s': 30.0}
 
 
 def as_boolean(text: str, name: str) -> bool:
@@ -53,9 +64,9 @@ def as_boolean(text: str, name: str) -> bool:
     return values[text.lower()]
 
 
-def overrides(context: LaunchContext) -> dict[str, object]:
+def overrides(context: LaunchContext) -> dict[str, Any]:
     """Node parameters for the arguments that were given a value."""
-    parameters: dict[str, object] = {}
+    parameters: dict[str, Any] = {}
     for argument, (parameter, kind) in OVERRIDES.items():
         text = LaunchConfiguration(argument).perform(context)
         if not text:
@@ -70,6 +81,60 @@ def overrides(context: LaunchContext) -> dict[str, object]:
         else:
             parameters[parameter] = text
     return parameters
+
+
+def in_order(
+    defaults: dict[str, Any], params_file: str, typed: dict[str, Any]
+) -> list[dict[str, Any] | str]:
+    """Parameters of the node, the later one wins: defaults, params_file, what was typed.
+
+    The order alone would not do. Of two names that fit, `/**` and `/safe_pruner`, rcl takes the
+    value under the name that it met last, whichever file says it there; and `robot: {dry_run: ..}`
+    does not replace `robot.dry_run: ..` but stands after it. So what was typed is said once more,
+    level by level, under every name in params_file.
+    """
+    if not params_file or not typed:
+        return [defaults | typed, *([params_file] if params_file else [])]
+    try:
+        with open(params_file, encoding='utf-8') as file:
+            names = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RuntimeError(
+            f'params_file:={params_file} cannot be read ({error}); give the path of a ROS '
+            f'parameter file'
+        ) from None
+    again = under_every_name(names, typed)
+    if not again:
+        raise RuntimeError(
+            f'params_file:={params_file} sets no parameters: no node with ros__parameters in it; '
+            f'docs/settings.md shows how it is written'
+        )
+    with NamedTemporaryFile('w', prefix='safe_pruner_typed_', suffix='.yaml', delete=False) as out:
+        yaml.safe_dump(again, out)
+    return [defaults | typed, params_file, out.name]
+
+
+def under_every_name(names: object, values: dict[str, Any]) -> dict[str, Any]:
+    """The names of a parameter file, and below each ``values`` in place of its own."""
+    if not isinstance(names, dict):
+        return {}
+    found = {
+        name: by_level(values) if name == 'ros__parameters' else under_every_name(below, values)
+        for name, below in names.items()
+    }
+    return {name: below for name, below in found.items() if below}
+
+
+def by_level(values: dict[str, Any]) -> dict[str, Any]:
+    """{'robot.dry_run': True} -> {'robot': {'dry_run': True}}"""
+    levels: dict[str, Any] = {}
+    for name, value in values.items():
+        *above, last = name.split('.')
+        level = levels
+        for part in above:
+            level = level.setdefault(part, {})
+        level[last] = value
+    return levels
 
 
 def bring_up(node: LifecycleNode) -> list[Action]:
@@ -130,26 +195,14 @@ def bring_up(node: LifecycleNode) -> list[Action]:
 def start(context: LaunchContext) -> list[Action]:
     share = get_package_share_directory(PACKAGE)
     is_simulated = as_boolean(LaunchConfiguration('sim').perform(context), 'sim')
-    on_clock = as_boolean(LaunchConfiguration('use_sim_time').perform(context), 'use_sim_time')
     with_rviz = as_boolean(LaunchConfiguration('rviz').perform(context), 'rviz')
-    robot = LaunchConfiguration('robot').perform(context)
-    robot = robot or ('sim' if is_simulated else 'astribot_s1')
+    typed = overrides(context)
+    robot = typed.get('robot_file', 'sim' if is_simulated else 'astribot_s1')
+    if is_simulated:  # the simulator is this robot, and the clock
+        typed |= {'robot_file': robot, 'use_sim_time': True}
     params_file = LaunchConfiguration('params_file').perform(context)
+    parameters = in_order(DEFAULTS | {'robot_file': robot}, params_file, typed)
     log_arguments = ['--ros-args', '--log-level', LaunchConfiguration('log_level')]
-
-    parameters: list[object] = [
-        {
-            'robot_file': robot,
-            'policy_file': LaunchConfiguration('policy').perform(context),
-            'use_sim_time': is_simulated or on_clock,
-            'activation_timeout_s': float(
-                LaunchConfiguration('activation_timeout_s').perform(context)
-            ),
-        },
-        overrides(context),
-    ]
-    if params_file:
-        parameters.append(params_file)
 
     profile = os.path.join(share, 'config', 'fastdds_profile.xml')
     actions: list[Action] = [
@@ -167,7 +220,7 @@ def start(context: LaunchContext) -> list[Action]:
         name='safe_pruner',
         namespace='',
         output='screen',
-        parameters=[entry for entry in parameters if entry],
+        parameters=parameters,
         arguments=log_arguments,
     )
     if is_simulated:
@@ -204,7 +257,7 @@ def start(context: LaunchContext) -> list[Action]:
                 package='rviz2',
                 executable='rviz2',
                 arguments=['-d', os.path.join(share, 'config', 'pick_place.rviz')],
-                parameters=[{'use_sim_time': is_simulated or on_clock}],
+                parameters=[{'use_sim_time': typed.get('use_sim_time', False)}],
             )
         )
     # Handlers first: the node may be up before the next action is visited.
@@ -229,7 +282,11 @@ def generate_launch_description() -> LaunchDescription:
                 '',
                 'name in config/robots or path of a YAML file; empty: sim, or astribot_s1',
             ),
-            argument('policy', 'embedded', 'name in config/policies or path of a YAML file'),
+            argument(
+                'policy',
+                '',
+                'name in config/policies or path of a YAML file; empty: embedded',
+            ),
             argument(
                 'checkpoint', '', 'weights: a file, or the folder of a big policy; empty: YAML'
             ),
@@ -247,7 +304,7 @@ def generate_launch_description() -> LaunchDescription:
                 'true: commands go to ~/preview; empty: as the robot file says '
                 '(true for real robots, false for the simulator)',
             ),
-            argument('use_sim_time', 'false', 'true: follow /clock, as sim:=true does anyway'),
+            argument('use_sim_time', '', 'true: follow /clock, as sim:=true does anyway'),
             argument(
                 'task',
                 'pick_place',
@@ -256,8 +313,10 @@ def generate_launch_description() -> LaunchDescription:
             argument('seed', '0', 'scene of the simulated robot'),
             argument('target', '-1', 'object to name in that scene; -1: as drawn'),
             argument('rviz', 'false', 'true: open RViz with the attention overlays'),
-            argument('params_file', '', 'ROS parameter file for the node, applied last'),
-            argument('activation_timeout_s', '30.0', 'how long to wait for fresh data, seconds'),
+            argument('params_file', '', 'ROS parameter file for the node; what is typed wins'),
+            argument(
+                'activation_timeout_s', '', 'how long to wait for fresh data, seconds; empty: 30'
+            ),
             argument('log_level', 'info', 'debug, info, warn or error'),
             OpaqueFunction(function=start),
         ]

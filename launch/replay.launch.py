@@ -3,6 +3,8 @@
 ros2 launch safe_pruner_ros replay.launch.py bag:=/data/run7 robot:=/data/our_robot.yaml
 ros2 launch safe_pruner_ros replay.launch.py --show-args
 
+A dry run, whatever params_file says; dry_run:=false has to be typed. Robot and waiting time are
+those of the player, so they win over params_file as well.
 Through `ros2 bag play` where it is installed, else through `safe-pruner play`. Pause: the services
 /rosbag2_player/toggle_paused, or /safe_pruner_play/pause and /safe_pruner_play/resume.
 """
@@ -60,6 +62,7 @@ def start(context: LaunchContext) -> list[Action]:
             'use_sim_time': 'true',
             **{name: values[name] for name in PASSED_ON},
             'robot': values['robot'] or 'sim',
+            'dry_run': values['dry_run'] or 'true',
         }.items(),
     )
     # No launch_ros Node: that appends --ros-args, which is no argument of this command line.
@@ -90,14 +93,16 @@ def generate_launch_description() -> LaunchDescription:
             argument('player', 'auto', 'auto: ros2 bag play where installed; own; ros2'),
             argument('map', '', 'other topics, e.g. "head=/cam_high/image_raw"; space separated'),
             argument('robot', '', 'name in config/robots or path of a YAML file; empty: sim'),
-            argument('policy', 'embedded', 'name in config/policies or path of a YAML file'),
+            argument('policy', '', 'name in config/policies or path of a file; empty: embedded'),
             argument('checkpoint', '', 'weights of the policy; empty: those of the policy file'),
             argument('method', '', 'pruning method; empty: as the policy file says'),
             argument('retention_ratio', '', 'share of visual tokens kept, in (0, 1]; empty: YAML'),
             argument('instruction', '', 'what to do, where the recording does not say it'),
-            argument('dry_run', 'true', 'true: commands go to ~/preview. Leave it so'),
+            argument(
+                'dry_run', 'true', 'true: commands go to ~/preview, whatever params_file says'
+            ),
             argument('rviz', 'false', 'true: open RViz with the attention overlays'),
-            argument('params_file', '', 'ROS parameter file for the node, applied last'),
+            argument('params_file', '', 'ROS parameter file for the node; arguments win'),
             argument('activation_timeout_s', '60.0', 'how long node and player wait, seconds'),
             argument('log_level', 'info', 'debug, info, warn or error'),
             OpaqueFunction(function=start),

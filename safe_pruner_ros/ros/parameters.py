@@ -69,6 +69,8 @@ class NodeParameters:
         self._loading = False
         for name, default, doc in _NODE_PARAMETERS:
             node.declare_parameter(name, default, ParameterDescriptor(description=doc))
+        # rclpy asks the callback added last first, and one refusal ends it: its own, which would
+        # switch the clock with use_sim_time, is not reached.
         node.add_on_set_parameters_callback(self._on_set)
 
     def value(self, name: str) -> Any:
@@ -221,7 +223,8 @@ class NodeParameters:
             locked = sorted(
                 name
                 for name in changes
-                if name not in LIVE_PARAMETERS and not name.startswith(_FOREIGN)
+                if name in _SESSION_PARAMETERS
+                or (name not in LIVE_PARAMETERS and not name.startswith(_FOREIGN))
             )
             if locked:
                 raise ValueError(

@@ -28,7 +28,7 @@ from safe_pruner_ros.ros.parameters import LIVE_PRUNER_PARAMETERS
 from safe_pruner_ros.ros.publishers import CommandPublishers, StepPublishers
 from safe_pruner_ros.ros.resources import fastdds_profile
 from safe_pruner_ros.runtime.codes import Code, Reason
-from safe_pruner_ros.runtime.config import Config, check_policy_fits
+from safe_pruner_ros.runtime.config import Config, check_policy_fits, check_topics_apart
 from safe_pruner_ros.runtime.control_loop import ControlLoop
 from safe_pruner_ros.runtime.pruner_settings import effective_settings
 from safe_pruner_ros.runtime.shadow_audit import Audit
@@ -57,6 +57,8 @@ class Session:
     ) -> None:
         self._node, self._guard = node, guard
         self.config = config
+        # As the node hears them: a remapping, or a leading slash more, may make one of two.
+        check_topics_apart(config.robot, node.resolve_topic_name)
         self.policy: Policy = policy_factory(config)
         check_policy_fits(self.policy.spec, config.robot)
         self.warm_up_ms = startup.warm_up(self.policy, config.robot.layout, instruction)

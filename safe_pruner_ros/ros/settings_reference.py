@@ -36,13 +36,14 @@ from the defaults.
 |---|---|---|
 | robot file | sections `robot` and `runtime` | `config/robots/aloha.yaml` |
 | policy file | sections `policy`, `pruner`, `runtime` | `config/policies/pi05.yaml` |
-| launch argument | the few that `--show-args` lists | `method:=unpruned` |
 | ROS parameter file | every setting, by its full name | `params_file:=/path/params.yaml` |
+| launch argument | the few that `--show-args` lists | `method:=unpruned` |
 
-The later one wins: policy file over robot file, launch argument over both, parameter file over
-all. In the robot and the policy file the dots are levels: `runtime.guard.hold_s` is `hold_s` under
-`guard` under `runtime`. In a parameter file they stay dots, and what has a decimal point here
-needs one there (`20.0`, not `20`):
+The later one wins: policy file over robot file, parameter file over both, a launch argument that
+was typed over all. An argument that was not typed changes nothing; only `replay.launch.py` makes a
+dry run of whatever the files say. In the robot and the policy file the dots are levels:
+`runtime.guard.hold_s` is `hold_s` under `guard` under `runtime`. In a parameter file they stay
+dots, and what has a decimal point here needs one there (`20.0`, not `20`):
 
 ```
 /safe_pruner:

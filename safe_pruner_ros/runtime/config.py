@@ -25,6 +25,7 @@ from safe_pruner_ros.runtime.config_robot import (
     RobotConfig,
     SinkConfig,
     StateSourceConfig,
+    check_topics_apart,
 )
 from safe_pruner_ros.runtime.config_runtime import (
     ActionConfig,
@@ -61,6 +62,7 @@ __all__ = [
     'WorkerConfig',
     'check_names_fit',
     'check_policy_fits',
+    'check_topics_apart',
 ]
 
 

@@ -6,8 +6,9 @@ Everything is keyed by joint name; the order of ``joints`` is the order of the p
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from safe_pruner_ros.runtime.config_schema import (
     ConfigError,
@@ -22,6 +23,13 @@ from safe_pruner_ros.types import Joint, JointKind, JointLayout
 MAX_STEP_RATE_HZ = 50.0
 # No arm joint turns further than twice around either way; limits beyond are in another unit.
 MAX_ARM_LIMIT_RAD = 4.0 * math.pi
+# Nor faster than this: the Astribot S1, which is fast, has up to 16.8 rad/s (URDF). At 50 Hz no
+# command goes as far as half a radian: that is 25 rad/s.
+MAX_ARM_VELOCITY = 30.0
+MAX_ARM_STEP_RAD = 0.5
+# The whole way of a gripper in one command, and the speed of that at 50 Hz.
+MAX_GRIPPER_STEP = 1.0
+MAX_GRIPPER_VELOCITY = MAX_GRIPPER_STEP * MAX_STEP_RATE_HZ
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,16 @@ class JointConfig:
     kind: JointKind = setting(MISSING, 'arm or gripper')  # noqa: RUF009
     lower: float = setting(MISSING, 'lower position limit', 'rad or closed fraction')
     upper: float = setting(MISSING, 'upper position limit', 'rad or closed fraction')
-    max_velocity: float = setting(MISSING, 'speed limit', 'rad/s or 1/s', above=0.0)
+    max_velocity: float = setting(
+        MISSING,
+        'speed limit; at most 30 rad/s for arms, 50/s for grippers',
+        'rad/s or 1/s',
+        above=0.0,
+    )
     max_step: float = setting(
         MISSING,
         'largest change between two commands at 50 Hz; less in proportion at a higher '
-        'runtime.control_rate_hz, never more',
+        'runtime.control_rate_hz, never more; at most 0.5 rad for arms, 1 for grippers',
         'rad or closed fraction',
         above=0.0,
     )
@@ -62,6 +75,29 @@ class JointConfig:
                 f'degrees; limits are rad, e.g. {math.radians(self.lower):.4g}..'
                 f'{math.radians(self.upper):.4g}. A robot whose messages are in degrees needs '
                 f'scale: {math.degrees(1.0):.5f} in its state source and sink, too'
+            )
+        self._check_speed()
+
+    def _check_speed(self) -> None:
+        """Limits in rad beside speeds in degrees would let an arm jump."""
+        is_arm = self.kind == 'arm'
+        max_velocity = MAX_ARM_VELOCITY if is_arm else MAX_GRIPPER_VELOCITY
+        max_step = MAX_ARM_STEP_RAD if is_arm else MAX_GRIPPER_STEP
+        for name, value, highest, unit in (
+            ('max_velocity', self.max_velocity, max_velocity, 'rad/s' if is_arm else '1/s'),
+            ('max_step', self.max_step, max_step, 'rad' if is_arm else 'closed fraction'),
+        ):
+            if value <= highest:
+                continue
+            if is_arm:
+                raise ConfigError(
+                    f'{name} {value:g} of arm joint {self.name!r} looks like degrees; it is '
+                    f'{unit}, at most {highest:g}, e.g. {math.radians(value):.4g}'
+                )
+            raise ConfigError(
+                f'{name} {value:g} of gripper {self.name!r} is more than the whole way in one '
+                f'command; it is {unit} (0 open, 1 closed), at most {highest:g}. Put the unit of '
+                f'the robot into scale and offset of its state source and sink'
             )
 
     def to_joint(self) -> Joint:
@@ -140,7 +176,8 @@ class CameraConfig:
 
 @dataclass(frozen=True)
 class StateSourceConfig:
-    """One topic with measured joints. Extra names in its messages are ignored."""
+    """One topic with measured joints. Extra names in its messages are ignored. Two sources may
+    share a topic if they read different names in it."""
 
     name: str = setting(MISSING, 'short name for diagnostics and parameters: arm_left')
     topic: str = setting(MISSING, 'topic of the measured joints')
@@ -234,6 +271,7 @@ class RobotConfig:
                 raise ConfigError(
                     f'camera {camera.name!r}: moving_joints has unknown joints {unknown}'
                 )
+        check_topics_apart(self)
 
     @property
     def layout(self) -> JointLayout:
@@ -246,3 +284,58 @@ class RobotConfig:
             if camera.name == view:
                 return camera
         raise KeyError(f'no camera {view!r}; configured: {[c.name for c in self.cameras]}')
+
+
+def check_topics_apart(robot: RobotConfig, resolve: Callable[[str], str] = str) -> None:
+    """Refuse a topic that two entries would read, or write, for the same thing of the robot.
+
+    Two arms with the same joint names differ by their topics only. Where a copied entry keeps the
+    topic of the other, one arm's pose would count as both arms', and no limit would notice.
+    ``resolve``: topic as the robot file says it -> as the node hears it. Raises ConfigError.
+    """
+    for one, other, topic in _on_one_topic(robot.cameras, resolve):
+        raise ConfigError(
+            f'cameras {one.name!r} and {other.name!r} have the same topic {topic!r}; give '
+            f'each view the topic of its own camera'
+        )
+    for one, other, topic in _on_one_topic(robot.state_sources, resolve):
+        nameless = [source.name for source in (one, other) if source.positional]
+        where = f'state sources {one.name!r} and {other.name!r} have the same topic {topic!r}'
+        _check_names_apart(where, one, other, nameless, 'positional')
+    for one, other, topic in _on_one_topic(robot.sinks, resolve):
+        nameless = [sink.name for sink in (one, other) if sink.adapter == 'float64_multiarray']
+        where = f'sinks {one.name!r} and {other.name!r} have the same topic {topic!r}'
+        _check_names_apart(where, one, other, nameless, 'float64_multiarray')
+
+
+def _on_one_topic(
+    items: Sequence[Any], resolve: Callable[[str], str]
+) -> list[tuple[Any, Any, str]]:
+    topics = [resolve(item.topic) for item in items]
+    return [
+        (items[first], items[second], topics[first])
+        for second in range(len(items))
+        for first in range(second)
+        if topics[first] == topics[second]
+    ]
+
+
+def _check_names_apart(
+    where: str,
+    one: StateSourceConfig | SinkConfig,
+    other: StateSourceConfig | SinkConfig,
+    nameless: list[str],
+    why: str,
+) -> None:
+    """Two entries on one topic must differ by the names in its messages."""
+    if nameless:
+        raise ConfigError(
+            f'{where}, and messages of {nameless} ({why}) have no names that would tell them '
+            f'apart; give each its own topic'
+        )
+    names = {mapping.robot_name for mapping in one.joints}
+    if both := sorted(names & {mapping.robot_name for mapping in other.joints}):
+        raise ConfigError(
+            f'{where} and there the same joints {both}; give each its own topic, or in `name` '
+            f'the names under which that topic has its joints'
+        )

@@ -5,53 +5,18 @@ On doubles of the launch system, which the wheels do not have; and on the real o
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import launch_doubles
+from helpers.launch_doubles import ACTIVATE, CONFIGURE
 
-LAUNCH_FILE = Path(__file__).parents[2] / 'launch' / 'pick_place.launch.py'
-CONFIGURE, ACTIVATE = 1, 3
-
-
-class Made:
-    """Stands for any class of the launch system: what it was made of, by name."""
-
-    def __init__(self, *values: Any, **named: Any) -> None:
-        self.values, self.named = values, named
-
-
-MODULES = {
-    'ament_index_python.packages': ['get_package_share_directory'],
-    'launch': ['LaunchContext', 'LaunchDescription'],
-    'launch.action': ['Action'],
-    'launch.actions': [
-        'DeclareLaunchArgument', 'EmitEvent', 'LogInfo', 'OpaqueFunction', 'RegisterEventHandler',
-        'SetEnvironmentVariable', 'UnregisterEventHandler',
-    ],
-    'launch.event_handlers': ['OnProcessExit', 'OnProcessStart'],
-    'launch.events': ['Shutdown', 'matches_action'],
-    'launch.substitutions': ['LaunchConfiguration'],
-    'launch_ros.actions': ['LifecycleNode', 'Node'],
-    'launch_ros.event_handlers': ['OnStateTransition'],
-    'launch_ros.events.lifecycle': ['ChangeState'],
-    'lifecycle_msgs.msg': [],
-}  # fmt: skip
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('bring_up_launch', LAUNCH_FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+LAUNCH_FILE = launch_doubles.LAUNCH_FILES / 'pick_place.launch.py'
 
 
 class Launch:
@@ -94,18 +59,9 @@ class Launch:
 
 
 @pytest.fixture
-def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launch]:
-    for name, classes in MODULES.items():
-        parts = name.split('.')
-        for depth in range(1, len(parts) + 1):
-            parent = '.'.join(parts[:depth])
-            if parent not in MODULES or parent == name:
-                monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
-        for cls in classes:
-            setattr(sys.modules[name], cls, type(cls, (Made,), {}))
-    transition = SimpleNamespace(TRANSITION_CONFIGURE=CONFIGURE, TRANSITION_ACTIVATE=ACTIVATE)
-    sys.modules['lifecycle_msgs.msg'].Transition = transition  # type: ignore[attr-defined]
-    yield Launch(load().bring_up('the node'))
+def launch(monkeypatch: pytest.MonkeyPatch) -> Launch:
+    launch_doubles.install(monkeypatch)
+    return Launch(launch_doubles.load('pick_place.launch.py').bring_up('the node'))
 
 
 def test_the_node_is_brought_to_active(launch: Launch) -> None:

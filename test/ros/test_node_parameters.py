@@ -22,6 +22,29 @@ def test_safety_parameters_are_locked_while_active(bench) -> None:
     )
 
 
+def test_the_clock_is_locked_while_active(bench) -> None:
+    """rclpy switches the clock by itself when use_sim_time is set; a refusal must come before."""
+    node, robot = bench.start(), bench.robot
+    assert robot.configure() and robot.activate()
+    robot.say('lift the block')
+    robot.wait_state('RUN')
+    for value in (True, False):
+        result = robot.set_parameter('use_sim_time', value)
+        assert not result.successful, value
+        assert "['use_sim_time'] cannot change while the node is active" in result.reason
+        assert 'deactivate' in result.reason
+        assert not node.get_clock().ros_time_is_active
+        assert not node.get_parameter('use_sim_time').value
+    before = robot.sent()
+    bench.wait_for(lambda: robot.sent() >= before + 8, 3.0, 'commands, by the same clock')
+    assert 'RUN' in robot.state()
+
+    assert robot.transition(4), 'deactivate'
+    assert robot.set_parameter('use_sim_time', True).successful
+    assert node.get_clock().ros_time_is_active
+    assert not robot.activate(), 'it counts from the next configure on'
+
+
 def test_another_threshold_leaves_the_ratio_that_an_audit_asked_for(bench) -> None:
     robot = bench.run(runtime__audit__every_steps=2, runtime__audit__first_ms=1.0,
                       runtime__audit__max_deviation_rad=0.005)  # fmt: skip

@@ -68,6 +68,16 @@ def test_a_camera_that_nobody_looks_at_may_have_two_publishers(bench) -> None:
             bench.robot.node.destroy_publisher(publisher)
 
 
+def test_two_spellings_of_one_topic_are_one(bench, capfd) -> None:
+    yaml = bench.yaml.replace('/wrist/image/compressed, transport: compressed, encodings: [jpeg]',
+                              'head/image')  # fmt: skip
+    assert yaml != bench.yaml
+    bench.start(yaml)
+    assert not bench.robot.configure()
+    log = capfd.readouterr().err
+    assert "'head' and 'wrist' have the same topic '/head/image'" in log, log
+
+
 def test_a_second_commander_is_refused(bench, capfd) -> None:
     from trajectory_msgs.msg import JointTrajectory
 

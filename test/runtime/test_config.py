@@ -14,6 +14,7 @@ from safe_pruner_ros.policies.policy import ViewSpec
 from safe_pruner_ros.runtime import config as c
 from safe_pruner_ros.runtime.config_yaml import load_config
 
+GRIPPER = {'kind': 'gripper', 'lower': 0.0, 'upper': 1.0}
 POLICY_FILES = Path(__file__).parents[2] / 'config' / 'policies'
 
 
@@ -35,6 +36,20 @@ POLICY_FILES = Path(__file__).parents[2] / 'config' / 'policies'
         ),
         ({'lower': -90.0}, '-90..1 of arm joint'),
         ({'upper': 12.6}, 'scale: 57.29578 in its state source and sink'),
+        (
+            {'max_velocity': 180.0},
+            "max_velocity 180 of arm joint 'elbow' looks like degrees; it is rad/s, at most 30, "
+            'e.g. 3.142',
+        ),
+        ({'max_velocity': 30.01}, 'looks like degrees'),
+        (
+            {'max_step': 1.7},
+            "max_step 1.7 of arm joint 'elbow' looks like degrees; it is rad, at most 0.5, "
+            'e.g. 0.02967',
+        ),
+        ({'max_step': 0.51}, 'looks like degrees'),
+        ({**GRIPPER, 'max_velocity': 200.0}, "max_velocity 200 of gripper 'elbow' is more than"),
+        ({**GRIPPER, 'max_step': 5.0}, 'closed fraction (0 open, 1 closed), at most 1. Put the'),
     ],
 )
 def test_impossible_joint(changes, message):
@@ -49,6 +64,11 @@ def test_two_turns_either_way_are_an_arm_joint():
     assert joint.to_joint().upper == 12.56
 
 
+def test_the_fastest_that_a_joint_may_be():
+    c.JointConfig('wrist', 'arm', -1.0, 1.0, 30.0, 0.5)
+    c.JointConfig('grip', 'gripper', 0.0, 1.0, 50.0, 1.0)
+
+
 def test_every_joint_needs_exactly_one_source_and_sink(kit):
     robot = kit.robot()
     for what in ('state_sources', 'sinks'):
@@ -60,6 +80,52 @@ def test_every_joint_needs_exactly_one_source_and_sink(kit):
         stranger = replace(second, joints=(*second.joints, c.JointMapping('torso')))
         with pytest.raises(c.ConfigError, match=r"unknown joints \['torso'\]"):
             kit.robot(**{what: (first, stranger)})
+
+
+@pytest.mark.parametrize('what', ['state_sources', 'sinks'])
+def test_one_topic_for_two_entries_needs_names_that_differ(kit, what):
+    """Two arms with the same joint names differ by their topics only: a copied entry that keeps
+    the other one's topic would measure, or move, the same arm twice."""
+    named = []
+    for entry in getattr(kit.robot(), what):
+        joints = tuple(replace(m, name=m.joint.split('_')[1]) for m in entry.joints)
+        named.append(replace(entry, joints=joints))
+    left, right = named
+    kit.robot(**{what: (left, right)})
+    copied = replace(right, topic=left.topic)
+    with pytest.raises(c.ConfigError) as error:
+        kit.robot(**{what: (left, copied)})
+    for words in ("'left' and 'right'", repr(left.topic), "['1', '2', 'grip']", 'its own topic'):
+        assert words in str(error.value)
+    one = replace(copied, joints=(*copied.joints[:1], replace(copied.joints[1], name='x'),
+                                  replace(copied.joints[2], name='y')))  # fmt: skip
+    with pytest.raises(c.ConfigError, match=r"\['1'\]"):
+        kit.robot(**{what: (left, one)})
+    left, right = getattr(kit.robot(), what)
+    kit.robot(**{what: (left, replace(right, topic=left.topic))})  # one driver, names that differ
+
+
+@pytest.mark.parametrize(
+    ('what', 'nameless', 'words'),
+    [
+        ('state_sources', {'positional': True}, r"\['{}'\] \(positional\)"),
+        ('sinks', {'adapter': 'float64_multiarray'}, r"\['{}'\] \(float64_multiarray\)"),
+    ],
+)
+def test_what_has_no_names_has_a_topic_of_its_own(kit, what, nameless, words):
+    left, right = getattr(kit.robot(), what)
+    kit.robot(**{what: (left, replace(right, **nameless))})
+    shared = replace(right, topic=left.topic)
+    with pytest.raises(c.ConfigError, match=words.format('right')):
+        kit.robot(**{what: (left, replace(shared, **nameless))})
+    with pytest.raises(c.ConfigError, match=words.format('left')):
+        kit.robot(**{what: (replace(left, **nameless), shared)})
+
+
+def test_two_views_are_two_topics(kit):
+    head, wrist = kit.robot().cameras
+    with pytest.raises(c.ConfigError, match="'head' and 'wrist' have the same topic '/head'"):
+        kit.robot(cameras=(head, replace(wrist, topic=head.topic)))
 
 
 def test_repeated_names_and_missing_parts(kit):

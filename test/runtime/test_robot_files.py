@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from safe_pruner_ros.policies.catalog import build_policy
+from safe_pruner_ros.runtime.config import ConfigError
 from safe_pruner_ros.runtime.config_runtime import check_action_age
 from safe_pruner_ros.runtime.config_yaml import load_config
 from safe_pruner_ros.sim import robot as sim_robot
@@ -75,3 +76,19 @@ def test_aloha_is_fourteen_with_grippers():
     grip = robot.sinks[1].joints[0]
     assert grip.to_robot(0.0) == pytest.approx(0.058)
     assert grip.to_robot(1.0) == pytest.approx(0.01844)
+
+
+@pytest.mark.parametrize(
+    ('right', 'words'),
+    [
+        ('/follower_right/joint_states', r"'follower_left' and 'follower_right'.*'waist'"),
+        ('/follower_right/arm_controller', r"'arm_left' and 'arm_right'.*'waist'"),
+        ('/cam_right_wrist/camera', r"'left_wrist' and 'right_wrist' have the same topic"),
+    ],
+)
+def test_an_entry_that_was_copied_with_the_topic_of_the_other_arm(tmp_path, right, words):
+    text = (CONFIG / 'robots' / 'aloha.yaml').read_text()
+    assert right in text
+    (tmp_path / 'aloha.yaml').write_text(text.replace(right, right.replace('right', 'left')))
+    with pytest.raises(ConfigError, match=words):
+        load_config(tmp_path / 'aloha.yaml')
