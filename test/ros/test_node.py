@@ -118,6 +118,41 @@ def test_a_transition_that_is_not_possible_is_answered_at_once(bench, capfd, mon
     assert not robot.transition(1) and robot.transition(4) and not robot.transition(4)
 
 
+def test_a_send_that_fails_for_one_arm_stops_both_until_resume(bench, monkeypatch) -> None:
+    node, robot = bench.start(), bench.robot
+    assert robot.configure() and robot.activate()
+    robot.say('lift')
+    robot.wait_state('RUN')
+    bench.wait_for(lambda: robot.sent() > 10, 3.0, 'commands')
+    (_, left), (_, right) = node._session._commands._sinks
+    tries = []
+
+    def fail(message) -> None:
+        tries.append(message)
+        raise RuntimeError('no memory for it')
+
+    monkeypatch.setattr(right, 'publish', fail)
+    robot.wait_state('HOLD', 'COMMAND_UNSENT', 'no memory for it', '~/resume')
+    assert len(tries) == 1 and bench.is_silent(), 'the left arm does not go on alone'
+    level, text, _ = robot.diagnostics['safe_pruner: commands']
+    assert level == 2 and 'could not be sent' in text
+    monkeypatch.undo()
+    assert robot.trigger('reset').success and bench.is_silent(), 'nobody looked yet'
+    robot.wait_state('COMMAND_UNSENT')
+    stands_at, sent = robot.positions['right_1'], len(robot.received['/arm_right/command'])
+    assert robot.trigger('resume').success
+    robot.wait_state('RUN')
+    commands = robot.received['/arm_right/command']
+    bench.wait_for(lambda: len(commands) > sent + 5, 3.0, 'commands')
+    assert abs(commands[sent].data[0] - stands_at) < 0.02, 'a start from where the arm is'
+
+    monkeypatch.setattr(left, 'publish', fail)
+    robot.wait_state('COMMAND_UNSENT')
+    monkeypatch.undo()
+    assert robot.transition(4) and robot.activate()
+    robot.wait_state('RUN')
+
+
 def test_an_activate_that_fails_leaves_the_command_publishers_mute(bench, capfd) -> None:
     node = bench.start()
     robot = bench.robot
