@@ -38,7 +38,8 @@ class CameraFacts:
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """Everything that diagnostics are made from."""
+    """Everything that diagnostics are made from. ``silenced``: why nothing is sent until
+    ``~/resume``."""
 
     robot: str
     lifecycle: str
@@ -47,7 +48,7 @@ class NodeFacts:
     cameras: Mapping[str, CameraFacts]
     dry_run: bool
     listeners: Mapping[str, int]
-    rivals: str = ''
+    silenced: str = ''
     qos_problems: Mapping[str, str] = field(default_factory=dict)
     callback_failures: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     sent_commands: int = 0
@@ -315,8 +316,8 @@ def _commands(facts: NodeFacts) -> Check:
         'late_ticks': facts.late_ticks,
     }
     values.update({f'subscribers {topic}': n for topic, n in facts.listeners.items()})
-    if facts.rivals:
-        return Check('commands', ERROR, facts.rivals, values)
+    if facts.silenced:
+        return Check('commands', ERROR, facts.silenced, values)
     deaf = [topic for topic, n in facts.listeners.items() if n == 0]
     if deaf and not facts.dry_run:
         text = (

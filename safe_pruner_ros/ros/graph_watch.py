@@ -14,8 +14,9 @@ from safe_pruner_ros.ros.inputs import Inputs
 from safe_pruner_ros.ros.publishers import CommandPublishers
 from safe_pruner_ros.runtime.codes import Code, Reason
 
-# With these nothing is sent, not even a hold.
-SILENCING = frozenset({Code.COMMAND_RIVAL, Code.COMMAND_UNHEARD})
+# With these nothing is sent, not even a hold; with the first until `~/resume`.
+LATCHED = frozenset({Code.COMMAND_RIVAL, Code.COMMAND_UNSENT})
+SILENCING = LATCHED | {Code.COMMAND_UNHEARD}
 
 
 class GraphWatch:

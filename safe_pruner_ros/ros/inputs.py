@@ -1,19 +1,21 @@
-"""Subscriptions of the node: one per view, per state source, and the instruction.
+"""Subscriptions of the node: one per view, per topic of joint states, and the instruction.
 
-Callbacks convert and hand over, nothing else. Queues hold one message: the newest wins. During
-activation the executor is inside the service call, so `poll` takes the messages by hand.
+Callbacks convert and hand over, nothing else. Queues hold one message: the newest wins. Only a
+topic that several drivers share needs a longer one (`joints_qos`). During activation the executor
+is inside the service call, so `poll` takes the messages by hand.
 """
 
 from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode
+from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from rosgraph_msgs.msg import Clock
@@ -36,6 +38,7 @@ from safe_pruner_ros.runtime.config import (
     StateSourceConfig,
 )
 from safe_pruner_ros.runtime.control_loop import ControlLoop
+from safe_pruner_ros.runtime.joint_mapping import recipients
 
 _RELIABILITY = {
     'reliable': ReliabilityPolicy.RELIABLE,
@@ -43,6 +46,8 @@ _RELIABILITY = {
 }
 # The executor hands over /clock within a tick of activation; longer means that time went back.
 POLLED_CLOCK_S = 1.0
+# Messages that wait on a shared topic, for each source: two would do for drivers of one rate.
+SHARED_DEPTH = 4
 
 
 class Source(NamedTuple):
@@ -62,6 +67,31 @@ def newest_only(
         reliability=_RELIABILITY[reliability],
         durability=durability,
     )
+
+
+def by_topic(
+    node: Node, sources: Iterable[StateSourceConfig]
+) -> list[tuple[StateSourceConfig, ...]]:
+    """Sources that hear the same topic (after remapping, of one type) share a subscription."""
+    found: dict[tuple[str, str], list[StateSourceConfig]] = {}
+    for source in sources:
+        key = (node.resolve_topic_name(source.topic), source.adapter)
+        found.setdefault(key, []).append(source)
+    return [tuple(group) for group in found.values()]
+
+
+def joints_qos(sources: Sequence[StateSourceConfig]) -> QoSProfile:
+    """For a topic that these sources share.
+
+    DDS keeps the last messages of a topic, not of a publisher: in a queue of one, the driver of
+    the right arm that always speaks just after the left one would be all that is ever heard. What
+    waited is judged by its own stamp as ever. Best effort matches every publisher.
+    """
+    wanted = {source.reliability for source in sources}
+    qos = newest_only('reliable' if wanted == {'reliable'} else 'best_effort')
+    if len(sources) > 1:
+        qos.depth = SHARED_DEPTH * len(sources)
+    return qos
 
 
 def state_message_type(source: StateSourceConfig) -> type:
@@ -100,8 +130,8 @@ class Inputs:
         self.sources: list[Source] = []
         for camera in robot.cameras:
             self._subscribe_camera(camera)
-        for source in robot.state_sources:
-            self._subscribe_joints(source)
+        for sources in by_topic(node, robot.state_sources):
+            self._subscribe_joints(sources)
         self._instruction_topic = robot.instruction_topic
         self._hears_latched = False
         self._subscribe(
@@ -153,8 +183,10 @@ class Inputs:
         for subscription in self._subscriptions:
             if subscription is self._clock:
                 continue
-            taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
-            if taken is not None:
+            for _ in range(subscription.qos_profile.depth):
+                taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+                if taken is None:
+                    break
                 subscription.callback(taken[0])
 
     # ---- subscriptions
@@ -190,14 +222,15 @@ class Inputs:
         )
         self.sources.append(Source('camera', camera.name, subscription.topic_name))
 
-    def _subscribe_joints(self, source: StateSourceConfig) -> None:
+    def _subscribe_joints(self, sources: Sequence[StateSourceConfig]) -> None:
         subscription = self._subscribe(
-            state_message_type(source),
-            source.topic,
-            partial(self._joints, source.name),
-            newest_only(source.reliability),
+            state_message_type(sources[0]),
+            sources[0].topic,
+            partial(self._joints, sources),
+            joints_qos(sources),
         )
-        self.sources.append(Source('state source', source.name, subscription.topic_name))
+        topic = subscription.topic_name
+        self.sources += [Source('state source', source.name, topic) for source in sources]
 
     def _incompatible_qos(self, topic: str, qos: QoSProfile, event: Any) -> None:
         if topic == self._instruction_topic:
@@ -226,14 +259,16 @@ class Inputs:
         self.meters[camera.name].image(image.stamp_ns or receive_ns, len(msg.data))
         self._loop.store_image(image, receive_ns)
 
-    def _joints(self, source: str, msg: Any) -> None:
+    def _joints(self, sources: Sequence[StateSourceConfig], msg: Any) -> None:
         receive_ns = self.now_ns()
-        try:
-            stamp_ns = stamp_to_ns(msg.header.stamp, f'joint states from {source!r}')
-        except InputError as error:
-            self._loop.buffer.refuse(source, Reason(Code.STAMP_OTHER_CLOCK, str(error)))
-            return
-        self._loop.store_joints(source, msg.name, msg.position, stamp_ns, receive_ns)
+        for source in recipients(sources, msg.name):
+            name = source.name
+            try:
+                stamp_ns = stamp_to_ns(msg.header.stamp, f'joint states from {name!r}')
+            except InputError as error:
+                self._loop.buffer.refuse(name, Reason(Code.STAMP_OTHER_CLOCK, str(error)))
+                continue
+            self._loop.store_joints(name, msg.name, msg.position, stamp_ns, receive_ns)
 
     def _instruction(self, msg: String) -> None:
         self._loop.set_instruction(msg.data)

@@ -2,6 +2,7 @@
 
 rclpy turns an exception in a transition into a silent ERROR; here its text and traceback reach the
 log, and the transition answers FAILURE: configure returns to unconfigured, activate to inactive.
+A transition that the state does not allow is answered, too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from types import FrameType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import rclpy
+from lifecycle_msgs.srv import ChangeState
 from rclpy.context import Context
 from rclpy.executors import Executor, ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
@@ -51,6 +53,35 @@ def logged_transition(
         return TransitionCallbackReturn.SUCCESS
 
     return wrapper
+
+
+def refuse_unavailable_transitions(node: LifecycleNode) -> None:
+    """Have ``~/change_state`` answer False to what the node's state does not allow.
+
+    rclpy raises in its callback then (lifecycle/node.py, __change_state): the caller waits for
+    ever, and the error on its way through the executor delays joint states by half a second. That
+    callback is private to rclpy, but a service reads its ``callback`` at every call, so a check is
+    put before it; everything else stays rclpy's.
+    """
+    service, machine = node._service_change_state, node._state_machine
+    change = service.callback
+
+    def answer(request: ChangeState.Request, response: ChangeState.Response) -> Any:
+        available = {number: label for number, label, *_ in machine.available_transitions}
+        asked = request.transition
+        # As in rclpy, a label goes before a number.
+        if asked.label in available.values() if asked.label else asked.id in available:
+            return change(request, response)
+        state = machine.current_state[1]
+        can = ', '.join(f'{label} ({number})' for number, label in sorted(available.items()))
+        node.get_logger().error(
+            f'transition {asked.label or asked.id!r} refused: not possible while {state}; '
+            f'possible are: {can or "none"}'
+        )
+        response.success = False
+        return response
+
+    service.callback = answer
 
 
 class StopSignal:

@@ -26,6 +26,7 @@ from safe_pruner_ros.ros.lifecycle import (
     TransitionRefused,
     logged_transition,
     make_executor,
+    refuse_unavailable_transitions,
     spin_until,
 )
 from safe_pruner_ros.ros.parameters import NodeParameters
@@ -53,6 +54,7 @@ class SafePrunerNode(LifecycleNode):
         **node_arguments: Any,
     ) -> None:
         super().__init__('safe_pruner', **node_arguments)
+        refuse_unavailable_transitions(self)
         self._policy_factory, self._stop = policy_factory, stop or StopSignal()
         self._session: Session | None = None
         self.lifecycle = 'unconfigured'

@@ -77,7 +77,8 @@ class CommandPublishers:
             self._node.destroy_lifecycle_publisher(publisher)
 
     def send(self, command: JointCommand) -> None:
-        """All messages are made before the first is sent: both arms move or none."""
+        """All messages are made before the first is sent, so that both arms move or none. If
+        publishing one of them raises, some arms have theirs and the rest get none."""
         made = [(publisher, sink.build(command)) for sink, publisher in self._sinks]
         for publisher, message in made:
             publisher.publish(message)

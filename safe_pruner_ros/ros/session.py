@@ -19,7 +19,7 @@ from safe_pruner_ros.ros import startup
 from safe_pruner_ros.ros.command_sinks import make_sink
 from safe_pruner_ros.ros.control_thread import ControlThread
 from safe_pruner_ros.ros.diagnostics import CameraFacts, NodeFacts
-from safe_pruner_ros.ros.graph_watch import SILENCING, GraphWatch, describe_rivals
+from safe_pruner_ros.ros.graph_watch import LATCHED, SILENCING, GraphWatch, describe_rivals
 from safe_pruner_ros.ros.guarded import CallbackGuard
 from safe_pruner_ros.ros.inputs import Inputs
 from safe_pruner_ros.ros.lifecycle import TransitionRefused
@@ -33,6 +33,7 @@ from safe_pruner_ros.runtime.control_loop import ControlLoop
 from safe_pruner_ros.runtime.pruner_settings import effective_settings
 from safe_pruner_ros.runtime.shadow_audit import Audit
 from safe_pruner_ros.runtime.step_report import StepReport
+from safe_pruner_ros.types import JointCommand
 
 POLL_PERIOD_S = 0.005
 WORKER_STOP_S = 1.0
@@ -72,7 +73,10 @@ class Session:
             kinematics=startup.build_kinematics(config),
         )
         self._logged_ratio = config.pruner.retention_ratio
-        self._blocked: tuple[Reason, ...] = ()
+        self._seen: tuple[Reason, ...] = ()  # on the graph
+        self._unsent: tuple[Reason, ...] = ()
+        self._blocked: tuple[Reason, ...] = ()  # both, as the loop has them
+        self._block_lock = threading.Lock()
         self._lock = threading.Lock()
         self._verdicts: Counter[str] = Counter()
         self._steps = self._key_timesteps = 0
@@ -106,7 +110,7 @@ class Session:
             runtime.control_period_ns,
             self.now_ns,
             self.loop.tick,
-            self._commands.send,
+            self._send,
             lambda error: guard.report('control tick', error),
         )
         if instruction:
@@ -146,6 +150,7 @@ class Session:
             )
 
     def start(self) -> None:
+        self._unsent = ()
         self._look_at_graph()
         self.loop.start()
         self._control.start()
@@ -177,9 +182,11 @@ class Session:
         self.loop.pause()
 
     def resume(self) -> None:
-        """Go on after a pause or a rival. Raises TransitionRefused while the rival is there."""
+        """Go on after a pause, a rival or a send that failed. Raises TransitionRefused while the
+        rival is there."""
         self.refuse_rivals()
         self._graph.forget_rivals()
+        self._unsent = ()
         self.loop.resume()
 
     def watch(self, is_active: bool) -> None:
@@ -189,15 +196,38 @@ class Session:
             self._look_at_graph()
 
     def _look_at_graph(self) -> None:
-        reasons, logger = self._graph.look(), self._node.get_logger()
-        for reason in reasons:
-            if reason not in self._blocked:
-                # A controller that is not up yet is part of many a start.
-                is_usual = reason.code is Code.COMMAND_UNHEARD
-                (logger.warning if is_usual else logger.error)(f'the arms hold: {reason}')
-        if reasons or self._blocked:
-            self.loop.block(reasons, any(reason.code in SILENCING for reason in reasons))
-        self._blocked = reasons
+        self._seen = self._graph.look()
+        self._block()
+
+    def _send(self, command: JointCommand) -> None:
+        """In the control thread. After a failure nobody knows which arm got its command, and the
+        guard counts it as sent to all: nothing is sent from the next tick on, and an arm that can
+        still be reached does not go on alone. Latched, as each new try would move it a bit."""
+        try:
+            self._commands.send(command)
+        except Exception as error:
+            text = (
+                f'a command could not be sent ({type(error).__name__}: {error}), one arm may have '
+                'got it and another not. Nothing is sent; see the log, look where the arms are, '
+                'then call ~/resume'
+            )
+            self._unsent = (Reason(Code.COMMAND_UNSENT, text),)
+            self._block()
+            raise
+
+    def _block(self) -> None:
+        """Locked: the executor thread must not take back what the control thread just found."""
+        logger = self._node.get_logger()
+        with self._block_lock:
+            reasons = (*self._unsent, *self._seen)
+            for reason in reasons:
+                if reason not in self._blocked:
+                    # A controller that is not up yet is part of many a start.
+                    is_usual = reason.code is Code.COMMAND_UNHEARD
+                    (logger.warning if is_usual else logger.error)(f'the arms hold: {reason}')
+            if reasons or self._blocked:
+                self.loop.block(reasons, any(reason.code in SILENCING for reason in reasons))
+            self._blocked = reasons
 
     def apply_live(self, config: Config, instruction: str | None) -> None:
         """Live parameters. Raises ValueError if the policy cannot follow.
@@ -242,7 +272,7 @@ class Session:
             },
             dry_run=config.robot.dry_run,
             listeners=self._commands.listeners(),
-            rivals='; '.join(r.text for r in self._blocked if r.code is Code.COMMAND_RIVAL),
+            silenced='; '.join(r.text for r in self._blocked if r.code in LATCHED),
             qos_problems=dict(self._inputs.qos_problems),
             callback_failures=self._guard.failures(),
             sent_commands=self._commands.sent,

@@ -71,7 +71,10 @@ _SECTIONS = {
         '`kind: arm`, closed fraction for `kind: gripper` (0 open, 1 closed).',
     ),
     'robot.cameras.NAME': ('Cameras', 'A list; `NAME` is the view.'),
-    'robot.state_sources.NAME': ('Measured joints', 'A list; one entry for each topic.'),
+    'robot.state_sources.NAME': (
+        'Measured joints',
+        'A list; one entry for each driver. Drivers may share a topic.',
+    ),
     'robot.state_sources.NAME.joints.JOINT': (
         'Joints of a state source',
         'How the messages of this topic name and measure a joint. The robot value is `scale` x '

@@ -29,7 +29,8 @@ class TopicReport:
     """One input topic. ``setting``: where the robot file names it. ``times_ns``: reading of the
     node clock and stamp of each message. ``content``: the last message in words; ``errors``: what
     conversion said of the last one it refused. ``same_type``: topics that would fit. ``joints``:
-    of the last message, joint -> rad or closed fraction, as the policy gets it."""
+    of the last message, joint -> rad or closed fraction, as the policy gets it.
+    ``max_publishers``: how many may share the topic, one for each source that reads it."""
 
     subject: str
     setting: str
@@ -42,6 +43,7 @@ class TopicReport:
     same_type: Sequence[str] = ()
     required: bool = True
     joints: Mapping[str, float] = field(default_factory=dict)
+    max_publishers: int = 1
 
     def problem(self, text: str) -> Finding:
         """Only a note about what the arms do not wait for."""
@@ -62,7 +64,7 @@ class TopicReport:
 def check_input(
     report: TopicReport, buffer: BufferConfig, max_age_s: float, watched_s: float
 ) -> Iterator[Finding]:
-    """Exists, type, one publisher, QoS, arrives, rate, content, stamps."""
+    """Exists, type, number of publishers, QoS, arrives, rate, content, stamps."""
     if not report.publishers:
         fitting = f' (of this type: {list(report.same_type)})' if report.same_type else ''
         yield report.problem(
@@ -77,10 +79,11 @@ def check_input(
             f'{report.setting}, or its transport or adapter'
         )
         return
-    if len(report.publishers) > 1:
+    if len(report.publishers) > report.max_publishers:
         nodes = [end.node for end in report.publishers]
+        spare = 'one' if report.max_publishers == 1 else f'{report.max_publishers}'
         yield report.problem(
-            f'{report.topic} has {len(nodes)} publishers {nodes}; stop all but one'
+            f'{report.topic} has {len(nodes)} publishers {nodes}; stop all but {spare}'
         )
     refused = [end.refuses for end in report.publishers if end.refuses]
     if refused:

@@ -6,7 +6,7 @@ A node of its own that publishes nothing; run it before the policy node, or besi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from safe_pruner_ros.ros.conversions import (
     stamp_to_ns,
 )
 from safe_pruner_ros.ros.discovery import describe_discovery
-from safe_pruner_ros.ros.inputs import newest_only, state_message_type
+from safe_pruner_ros.ros.inputs import by_topic, joints_qos, newest_only, state_message_type
 from safe_pruner_ros.ros.publishers import COMMAND_QOS
 from safe_pruner_ros.ros.topic_report import (
     Endpoint,
@@ -36,7 +36,7 @@ from safe_pruner_ros.ros.topic_report import (
 )
 from safe_pruner_ros.runtime.config import CameraConfig, Config, ConfigError, StateSourceConfig
 from safe_pruner_ros.runtime.finding import Finding
-from safe_pruner_ros.runtime.joint_mapping import state_values
+from safe_pruner_ros.runtime.joint_mapping import recipients, state_values
 
 # Each is waited for no longer than needed.
 DISCOVERY_S = 5.0
@@ -113,11 +113,12 @@ class _Watcher:
         self._spin(DISCOVERY_S, lambda: self._sees_endpoints(config))
         cameras = [self._watch_camera(camera) for camera in robot.cameras]
         reports = [(camera, buffer.max_image_age_s) for camera in cameras]
-        for source in robot.state_sources:
-            try:
-                reports.append((self._watch_joints(source), buffer.max_state_age_s))
-            except ConfigError as error:
-                yield Finding('problem', f'joints {source.name}', str(error))
+        for group in by_topic(self._node, robot.state_sources):
+            for source in group:
+                try:
+                    reports.append((self._watch_joints(source, group), buffer.max_state_age_s))
+                except ConfigError as error:
+                    yield Finding('problem', f'joints {source.name}', str(error))
         heard = [r for r, _ in reports if r.publishers and not r.is_deaf]
         self._spin(FIRST_MESSAGE_S, lambda: all(r.times_ns or r.errors for r in heard))
         for report, _ in reports:
@@ -161,13 +162,17 @@ class _Watcher:
             f'robot.cameras.{camera.name}.topic',
             camera.topic,
             CompressedImage if is_compressed else Image,
-            camera.reliability,
+            newest_only(camera.reliability),
             content,
         )
         report.required = camera.required
         return report
 
-    def _watch_joints(self, source: StateSourceConfig) -> TopicReport:
+    def _watch_joints(
+        self, source: StateSourceConfig, group: Sequence[StateSourceConfig]
+    ) -> TopicReport:
+        """``group``: the sources on its topic, each of which may have a driver of its own."""
+
         def content(msg: Any) -> str:
             report.joints = state_values(source, list(msg.name), list(msg.position))
             return f'{len(report.joints)} joints'
@@ -177,9 +182,11 @@ class _Watcher:
             f'robot.state_sources.{source.name}.topic',
             source.topic,
             state_message_type(source),
-            source.reliability,
+            joints_qos(group),
             content,
+            lambda msg: source in recipients(group, msg.name),
         )
+        report.max_publishers = len(group)
         return report
 
     def _watch(
@@ -188,10 +195,11 @@ class _Watcher:
         setting: str,
         topic: str,
         message_type: type,
-        reliability: str,
+        qos: QoSProfile,
         content: Callable[[Any], str],
+        is_wanted: Callable[[Any], bool] = lambda msg: True,
     ) -> TopicReport:
-        qos, type_name = newest_only(reliability), _type_name(message_type)
+        type_name = _type_name(message_type)
         infos = self._node.get_publishers_info_by_topic(topic)
         report = TopicReport(
             subject,
@@ -203,6 +211,8 @@ class _Watcher:
         )
 
         def receive(msg: Any) -> None:
+            if not is_wanted(msg):
+                return
             now_ns = int(self._node.get_clock().now().nanoseconds)
             try:
                 report.times_ns.append((now_ns, stamp_to_ns(msg.header.stamp, topic)))

@@ -49,6 +49,8 @@ class Code(str, Enum):
     INPUT_DOUBLED = 'INPUT_DOUBLED'  # two nodes publish what one camera or one arm should
     COMMAND_RIVAL = 'COMMAND_RIVAL'  # another node commands the arms, or did: until ~/resume
     COMMAND_UNHEARD = 'COMMAND_UNHEARD'  # nobody listens on a command topic
+    # sending, seen by ros/session
+    COMMAND_UNSENT = 'COMMAND_UNSENT'  # publishing raised, perhaps for one arm of two: ~/resume
     # inference
     POLICY_ERROR = 'POLICY_ERROR'
     POLICY_OUTPUT = 'POLICY_OUTPUT'  # the policy itself refused what its network returned

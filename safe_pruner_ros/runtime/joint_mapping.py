@@ -70,6 +70,25 @@ def state_values(
     return result
 
 
+def recipients(
+    sources: Sequence[StateSourceConfig], names: Sequence[str]
+) -> Sequence[StateSourceConfig]:
+    """Those of the ``sources`` on one topic that a message with ``names`` is for: all that have a
+    joint in it. The message of the other arm's driver is no mistake of this arm's.
+
+    With nobody's joints it is for all of them: a name is wrong then, and their refusal tells it.
+    """
+    if len(sources) == 1:
+        return sources
+    given = set(names)
+    known = [
+        source
+        for source in sources
+        if source.positional or any(mapping.robot_name in given for mapping in source.joints)
+    ]
+    return known or sources
+
+
 def sink_values(sink: SinkConfig, command: JointCommand) -> tuple[tuple[str, ...], FloatArray]:
     """Command -> (robot names, values [n] in robot units) of one sink, in its order."""
     by_name = dict(zip(command.joint_names, command.positions.tolist(), strict=True))

@@ -344,14 +344,13 @@ def bench(tmp_path: Path, _robot: Robot) -> Iterator[Bench]:
     stop.set()
     for thread in threads:
         thread.join(3.0)
-    node = executor = None  # a test may start none
-    for node, executor in started:
+    while started:
+        node, executor = started.pop()
         node.end()
         executor.remove_node(node)
         executor.shutdown()
         node.destroy_node()
-    del node, executor
-    started.clear()
+        del node, executor
     gc.collect()  # the lifecycle state machine keeps the node's handle until it is collected
     rclpy.shutdown(context=context)
     wait_for(_robot.is_alone, 5.0, 'the old node to leave')

@@ -107,7 +107,7 @@ def test_all_is_well() -> None:
         ('audit', {'audit_failure': 'out of memory'}, {}, WARN, 'out of memory'),
         ('actions', {'action_age_ms': statistics(80.0, 90.0)}, {}, OK, '85 ms'),
         ('commands', {}, {'listeners': {'/arm': 0}}, WARN, 'nobody listens'),
-        ('commands', {}, {'rivals': 'another node'}, ERROR, 'another node'),
+        ('commands', {}, {'silenced': 'another node'}, ERROR, 'another node'),
         ('node', {}, {'callback_failures': {'overlay': (3, 'no ink')}}, ERROR, 'no ink'),
     ],
 )  # fmt: skip

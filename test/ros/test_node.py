@@ -87,6 +87,72 @@ def test_deactivate_ends_output_and_the_node_can_start_again(bench) -> None:
     assert robot.transition(4) and robot.transition(2) and robot.configure()
 
 
+def test_a_transition_that_is_not_possible_is_answered_at_once(bench, capfd, monkeypatch) -> None:
+    import time
+
+    from lifecycle_msgs.srv import ChangeState
+
+    node, robot = bench.start(), bench.robot
+    assert robot.configure() and robot.activate()
+    robot.say('lift')
+    robot.wait_state('RUN')
+    loop, heard = node._session.loop, []
+    store = loop.store_joints
+    monkeypatch.setattr(
+        loop, 'store_joints', lambda *joints: (heard.append(time.monotonic()), store(*joints))[1]
+    )
+    bench.wait_for(lambda: heard, 2.0, 'joint states')
+    for number, label, name in ((3, '', '3'), (0, 'activate', "'activate'")):
+        request = ChangeState.Request()
+        request.transition.id, request.transition.label = number, label
+        answer = robot.call(ChangeState, '/safe_pruner/change_state', request, timeout_s=1.0)
+        assert answer.success is False
+        assert (
+            f'transition {name} refused: not possible while active; possible are: '
+            'deactivate (4), shutdown (7)'
+        ) in capfd.readouterr().err
+    sent = robot.sent()
+    bench.wait_for(lambda: robot.sent() > sent + 20, 3.0, 'commands that go on')
+    assert max(np.diff(heard)) < 0.3, 'nobody else waited'
+    assert node.lifecycle == 'active' and 'RUN' in robot.state()
+    assert not robot.transition(1) and robot.transition(4) and not robot.transition(4)
+
+
+def test_a_send_that_fails_for_one_arm_stops_both_until_resume(bench, monkeypatch) -> None:
+    node, robot = bench.start(), bench.robot
+    assert robot.configure() and robot.activate()
+    robot.say('lift')
+    robot.wait_state('RUN')
+    bench.wait_for(lambda: robot.sent() > 10, 3.0, 'commands')
+    (_, left), (_, right) = node._session._commands._sinks
+    tries = []
+
+    def fail(message) -> None:
+        tries.append(message)
+        raise RuntimeError('no memory for it')
+
+    monkeypatch.setattr(right, 'publish', fail)
+    robot.wait_state('HOLD', 'COMMAND_UNSENT', 'no memory for it', '~/resume')
+    assert len(tries) == 1 and bench.is_silent(), 'the left arm does not go on alone'
+    level, text, _ = robot.diagnostics['safe_pruner: commands']
+    assert level == 2 and 'could not be sent' in text
+    monkeypatch.undo()
+    assert robot.trigger('reset').success and bench.is_silent(), 'nobody looked yet'
+    robot.wait_state('COMMAND_UNSENT')
+    stands_at, sent = robot.positions['right_1'], len(robot.received['/arm_right/command'])
+    assert robot.trigger('resume').success
+    robot.wait_state('RUN')
+    commands = robot.received['/arm_right/command']
+    bench.wait_for(lambda: len(commands) > sent + 5, 3.0, 'commands')
+    assert abs(commands[sent].data[0] - stands_at) < 0.02, 'a start from where the arm is'
+
+    monkeypatch.setattr(left, 'publish', fail)
+    robot.wait_state('COMMAND_UNSENT')
+    monkeypatch.undo()
+    assert robot.transition(4) and robot.activate()
+    robot.wait_state('RUN')
+
+
 def test_an_activate_that_fails_leaves_the_command_publishers_mute(bench, capfd) -> None:
     node = bench.start()
     robot = bench.robot

@@ -71,6 +71,14 @@ def test_what_would_hold_the_arms_is_a_problem_with_the_next_move(
     assert optional[0].startswith('NOTE     camera head: ')
 
 
+def test_a_topic_may_have_a_publisher_for_each_source() -> None:
+    (line,) = said(report(publishers=[DRIVER, DRIVER], max_publishers=2))
+    assert line.startswith('OK')
+    line = said(report(publishers=[DRIVER] * 3, max_publishers=2))[0]
+    assert line.startswith('PROBLEM') and 'has 3 publishers' in line
+    assert line.endswith('stop all but 2')
+
+
 def sink_lines(listeners: list[Endpoint], rivals: list[Endpoint], dry_run: bool) -> list[str]:
     return [str(f) for f in check_sink(SINK, TRAJECTORY, listeners, rivals, dry_run)]
 

@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safe_pruner_ros.runtime.codes import Code
-from safe_pruner_ros.runtime.joint_mapping import StateError, sink_values, state_values
+from safe_pruner_ros.runtime.joint_mapping import (
+    StateError,
+    recipients,
+    sink_values,
+    state_values,
+)
 from safe_pruner_ros.types import JointCommand
 
 GOOD = {'left_1': 0.1, 'left_2': -0.2, 'left_grip': 40.0}
@@ -48,6 +53,19 @@ def test_sizes(kit):
     by_place = replace(source, positional=True)
     assert state_values(by_place, [], [0.1, -0.2, 40.0])['left_grip'] == pytest.approx(0.4)
     assert refused(by_place, [], [0.1, 0.2]).code is Code.STATE_SIZE
+
+
+def test_who_a_message_on_a_shared_topic_is_for(kit):
+    left, right = sources = kit.robot().state_sources
+    assert recipients(sources, ['torso', 'left_2', 'left_1', 'left_grip']) == [left]
+    assert recipients(sources, [m.robot_name for m in right.joints]) == [right]
+    assert recipients(sources, ['right_1', *GOOD]) == [left, right], 'one driver of both arms'
+    assert recipients(sources, ['left_1']) == [left], 'which refuses it: some of its joints'
+    for nobodys in (['left_one', 'left_two'], []):
+        assert recipients(sources, nobodys) == sources, 'somebody must say that a name is wrong'
+    assert recipients([left], ['right_1']) == [left]
+    by_place = replace(right, positional=True)
+    assert recipients([left, by_place], list(GOOD)) == [left, by_place]
 
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])

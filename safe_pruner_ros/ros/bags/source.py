@@ -22,7 +22,8 @@ from safe_pruner_ros.ros.conversions import (
     stamp_to_ns,
 )
 from safe_pruner_ros.runtime.codes import Code, Reason
-from safe_pruner_ros.runtime.config import BufferConfig, RobotConfig
+from safe_pruner_ros.runtime.config import BufferConfig, RobotConfig, StateSourceConfig
+from safe_pruner_ros.runtime.joint_mapping import recipients
 from safe_pruner_ros.runtime.observation_buffer import NotReady, ObservationBuffer
 from safe_pruner_ros.types import CameraImage, JointCommand, Observation
 
@@ -65,9 +66,9 @@ class BagSource:
         self._cameras: dict[str, list[Any]] = {}
         for camera in robot.cameras:
             self._cameras.setdefault(camera.topic, []).append(camera)
-        self._states: dict[str, list[str]] = {}
+        self._states: dict[str, list[StateSourceConfig]] = {}
         for source in robot.state_sources:
-            self._states.setdefault(source.topic, []).append(source.name)
+            self._states.setdefault(source.topic, []).append(source)
         self.held: list[HeldSpan] = []
         self.observations = 0
 
@@ -142,8 +143,10 @@ class BagSource:
             if not self._instruction:
                 self._buffer.set_instruction(message.data.data)
             return False
-        for name in self._states.get(message.topic, ()):
-            self._store_joints(name, message, now_ns)
+        if sources := self._states.get(message.topic):
+            names = () if message.data is None else message.data.name
+            for source in recipients(sources, names):
+                self._store_joints(source.name, message, now_ns)
         kept = [
             self._store_image(c, message, now_ns) for c in self._cameras.get(message.topic, ())
         ]

@@ -53,6 +53,25 @@ def test_every_storage_gives_the_recorded_episode(storage, tmp_path, episode, ki
     assert commands[0].stamp_ns == first.log_ns + 20_000_000
 
 
+def test_two_drivers_that_share_a_topic(tmp_path, episode, kit, source_of, sim_config, recording):
+    """The messages of one arm's driver are no refusals of the other's."""
+    (body,) = sim_config.robot.state_sources
+    left = replace(body, name='left', joints=body.joints[:8])
+    right = replace(body, name='right', joints=body.joints[8:])
+    entries = []
+    for entry in episode:
+        parts = [slice(8), slice(8, None)] if entry.kind == kit.JOINTS else []
+        for part in parts:
+            values = {key: value[part] for key, value in entry.values.items()}
+            entries.append(replace(entry, values=values))
+        entries += [] if parts else [entry]
+    path = kit.write_bag(tmp_path / 'bag', entries)
+    seen, source, _ = source_of(path, replace(sim_config.robot, state_sources=(left, right)))
+    assert all(map(same, seen, source_of(recording)[0])) and len(seen) == len(STAMPS_MS)
+    accepted = {s['name']: (s['accepted'], s['refused']) for s in source.summary()['sources']}
+    assert accepted['left'] == accepted['right'] == (100, {})
+
+
 def test_the_same_observations_as_the_live_loop(recording, sim_config, source_of):
     """The node's own loop, fed with the same messages at the same times, asks for a policy step
     at the same moments and with the same data."""
