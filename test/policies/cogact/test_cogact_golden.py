@@ -51,9 +51,11 @@ def noise() -> torch.Tensor:
 
 
 def difference(got: torch.Tensor | np.ndarray, expected: np.ndarray) -> float:
+    """The largest, in units of the largest expected value, if that is above 1."""
     got = np.asarray(got)
     assert got.shape == expected.shape
-    return float(np.abs(got - expected).max())
+    scale = max(1.0, float(np.abs(expected).max()))
+    return float(np.abs(got - expected).max()) / scale
 
 
 def test_pixels(cogact_tiny: SimpleNamespace) -> None:

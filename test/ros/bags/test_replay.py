@@ -130,11 +130,11 @@ def test_wrong_requests_are_one_line(recording, tmp_path, capsys, episode, kit):
 def test_a_real_robot_recording(tmp_path, kit, sim_config):
     """The G1's head pictures as a bag, with invented joints: real data pass through.
 
-    The recording has one camera, so all three views show it, and the policy never saw its like.
+    The recording has one camera, so three topics carry its pictures; the policy never saw its like.
     """
     import av
 
-    folder = DATA / 'g1_dual_arm'
+    folder, views = DATA / 'g1_dual_arm', ('head', 'left_wrist', 'right_wrist')
     entries = [kit.Entry('/task', kit.STRING, kit.START_NS, kit.START_NS,
                          {'data': 'pick up the red block and place it in the tray'})]  # fmt: skip
     arms = [j for j in sim_config.robot.layout.joints if j.kind == 'arm']
@@ -143,13 +143,13 @@ def test_a_real_robot_recording(tmp_path, kit, sim_config):
         for number, frame in zip(range(40), film.decode(video=0), strict=False):
             stamp_ns = kit.START_NS + number * 33_333_333
             rgb = frame.to_ndarray(format='rgb24')
-            entries.append(kit.image('/cam_high', stamp_ns + 1_000_000, stamp_ns, rgb))
+            entries += [kit.image(f'/{v}_cam', stamp_ns + 1_000_000, stamp_ns, rgb) for v in views]
             names = list(sim_config.robot.layout.names)
             values = {'name': names, 'position': [middle.get(name, 0.0) for name in names]}
             entries.append(kit.Entry('/g1', kit.JOINTS, stamp_ns + 500_000, stamp_ns, values))
     entries.sort(key=lambda entry: entry.log_ns)
     path = kit.write_bag(tmp_path / 'g1', entries)
-    maps = [f'{view}=/cam_high' for view in ('head', 'left_wrist', 'right_wrist')]
+    maps = [f'{view}=/{view}_cam' for view in views]
     maps += ['joint_states=/g1', 'instruction=/task']
     code = cli.main(
         ['replay', str(path), *(f'--map={text}' for text in maps), '--out', str(tmp_path / 'out')]
