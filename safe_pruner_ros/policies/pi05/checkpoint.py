@@ -103,12 +103,6 @@ def image_names(folder: Path) -> list[str]:
     return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
-def has_relative_actions(folder: Path) -> bool:
-    """Whether lerobot's config.json says that every action counts from the state; openpi's says
-    nothing."""
-    return bool(read_json(folder, 'config.json').get('use_relative_actions', False))
-
-
 def _variant(path: Path, values: Mapping[str, Any], entry: str, default: T) -> Any | T:
     name = values.get(entry)
     if name is None:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck, FloatArray
+from safe_pruner_ros.policies.checkpoint_files import read_json
 from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.device import (
     check_memory,
@@ -16,13 +17,13 @@ from safe_pruner_ros.policies.device import (
 )
 from safe_pruner_ros.policies.pi05.checkpoint import (
     check_files,
-    has_relative_actions,
     image_names,
     read_config,
 )
 from safe_pruner_ros.policies.pi05.config import Pi05Config
 from safe_pruner_ros.policies.pi05.model import Pi05
 from safe_pruner_ros.policies.pi05.prompt import PromptEncoder, load_tokenizer, prompt_form
+from safe_pruner_ros.policies.pi05.relative_actions import check_relative_actions
 from safe_pruner_ros.policies.pi05.statistics import Statistics, load_statistics
 
 POLICY = 'pi05'
@@ -85,13 +86,8 @@ class Pi05Files:
         trained = image_names(self.folder)
         deployment.check_views(POLICY, 1, min(len(SLOTS), len(trained) or len(SLOTS)))
         horizon = deployment.horizon(self.chunk_size)
-        semantics = {dimension.semantics for dimension in deployment.actions.dimensions}
-        if has_relative_actions(self.folder) and 'delta_from_state' not in semantics:
-            raise ValueError(
-                f'{self.folder / "config.json"} has use_relative_actions, the configuration takes '
-                f'no action as a difference from the state ({sorted(semantics)}); give the joints '
-                "that are not in its relative_exclude_joints the semantics 'delta_from_state'"
-            )
+        values = read_json(self.folder, 'config.json')
+        check_relative_actions(self.folder / 'config.json', values, deployment.actions)
         return (
             f'views {list(deployment.views)} for {trained or list(SLOTS)} of the training, '
             f'{horizon} of {self.chunk_size} actions every '

@@ -284,17 +284,6 @@ def test_lerobot_says_how_many_images_it_was_trained_with(tmp_path, model):
         backend.build(folder, replace(ROBOT, views=tuple('abc')), 'unpruned', {}, base=BASE)
 
 
-def test_actions_relative_to_the_state_are_not_taken_for_targets(tmp_path, model):
-    folder = write(tmp_path, model, 'lerobot')
-    config = json.loads((folder / 'config.json').read_text())
-    (folder / 'config.json').write_text(json.dumps({**config, 'use_relative_actions': True}))
-    backend.build(folder, ROBOT, 'unpruned', {}, base=BASE)
-    with pytest.raises(
-        ValueError, match=r"use_relative_actions.*\['absolute'\].*relative_exclude"
-    ):
-        backend.build(folder, replace(ROBOT, actions=absolute('ab')), 'unpruned', {}, base=BASE)
-
-
 # -- statistics -----------------------------------------------------------------------------------
 
 
