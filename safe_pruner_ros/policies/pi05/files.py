@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 
 from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck, FloatArray
-from safe_pruner_ros.policies.checkpoint_files import read_json
 from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.device import (
     check_memory,
@@ -19,6 +18,7 @@ from safe_pruner_ros.policies.pi05.checkpoint import (
     check_files,
     image_names,
     read_config,
+    read_values,
 )
 from safe_pruner_ros.policies.pi05.config import Pi05Config
 from safe_pruner_ros.policies.pi05.model import Pi05
@@ -86,8 +86,8 @@ class Pi05Files:
         trained = image_names(self.folder)
         deployment.check_views(POLICY, 1, min(len(SLOTS), len(trained) or len(SLOTS)))
         horizon = deployment.horizon(self.chunk_size)
-        values = read_json(self.folder, 'config.json')
-        check_relative_actions(self.folder / 'config.json', values, deployment.actions)
+        values, path = read_values(self.folder), self.folder / 'config.json'
+        check_relative_actions(path, values, deployment.actions)
         return (
             f'views {list(deployment.views)} for {trained or list(SLOTS)} of the training, '
             f'{horizon} of {self.chunk_size} actions every '

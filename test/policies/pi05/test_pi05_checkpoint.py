@@ -241,6 +241,45 @@ def test_config_errors_name_the_entry(tmp_path):
     assert (config.framework, config.vision.image_size) == ('lerobot', 448)
 
 
+@pytest.mark.parametrize('layout', ['openpi', 'lerobot'])
+def test_a_horizon_is_never_guessed(tmp_path, model, layout):
+    """No weight has its size: 50 for a fine-tune on 10 would load, and act wrongly."""
+    path = write(tmp_path, model, layout) / 'config.json'
+    values = json.loads(path.read_text())
+    assert read_config(tmp_path).action_horizon == 3
+    own = values.pop('action_horizon', None) or values.pop('chunk_size')
+    path.write_text(json.dumps(values))
+    with pytest.raises(
+        ValueError, match='action_horizon .* chunk_size .*got neither; set action_'
+    ):
+        backend.build(tmp_path, ROBOT, 'unpruned', {}, base=BASE)
+    for wrong in (0, '10', 2.0, None, True):
+        path.write_text(json.dumps({**values, 'action_horizon': wrong}))
+        with pytest.raises(ValueError, match=r"config\.json must say.*got {'action_horizon'"):
+            read_config(tmp_path, BASE)
+    path.write_text(json.dumps({**values, 'action_horizon': own}))
+    assert read_config(tmp_path).action_horizon == 3
+
+
+def test_a_folder_of_train_pytorch_needs_two_numbers(tmp_path, model):
+    """openpi's scripts/train_pytorch.py leaves weights and assets, and no config.json."""
+    config = write(tmp_path, model) / 'config.json'
+    config.unlink()
+    (tmp_path / 'metadata.pt').touch()
+    with pytest.raises(FileNotFoundError, match=r'train_pytorch.*"action_horizon": 50} there'):
+        backend.build(tmp_path, ROBOT, 'unpruned', {}, base=BASE)
+    said = set()  # in preflight, all the questions that need the file say the same
+    for check in backend.files(tmp_path, ROBOT, base=BASE).checks():
+        try:
+            check.run()
+        except FileNotFoundError as error:
+            said.add(str(error))
+    assert len(said) == 1
+    config.write_text('{"action_dim": 32, "action_horizon": 3}')
+    built = backend.build(tmp_path, ROBOT, 'unpruned', {}, base=BASE)
+    assert built.spec.chunk_size == 3
+
+
 def test_what_is_not_there_is_named(tmp_path, model):
     values = {'views': ['head'], 'actions': ['a'], 'period_s': 0.1}
     with pytest.raises(ValueError, match='ships no weights; give the folder'):
