@@ -119,8 +119,8 @@ def _horizon(path: Path, values: Mapping[str, Any]) -> int:
         got = {name: values[name] for name in ('action_horizon', 'chunk_size') if name in values}
         raise ValueError(
             f'{path} must say how many actions the checkpoint gives: action_horizon (openpi) or '
-            f'chunk_size (lerobot), at least 1, got {got or "neither"}; set action_horizon to that '
-            'of the training configuration (50 unless it says otherwise; pi05_libero: 10)'
+            f'chunk_size (lerobot), at least 1, got {got or "neither"}; set action_horizon to '
+            'that of the training configuration (50 unless it says otherwise; pi05_libero: 10)'
         )
     return horizon
 

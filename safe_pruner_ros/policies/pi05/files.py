@@ -69,6 +69,11 @@ class Pi05Files:
     @cached_property
     def prompt(self) -> PromptEncoder:
         form = prompt_form(self.deployment.prompt)
+        if form == 'text' and self.config.framework == 'lerobot':
+            raise ValueError(
+                f'{self.folder / "config.json"} is from lerobot, whose prompts always hold the '
+                "state, got prompt 'text'; set prompt: state"
+            )
         return PromptEncoder(load_tokenizer(self.folder), form, self.deployment.max_prompt_tokens)
 
     @cached_property

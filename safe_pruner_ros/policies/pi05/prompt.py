@@ -7,7 +7,7 @@ Two prompts are in use (openpi `models/tokenizer.py`, lerobot `policies/pi05/pro
 - ``'state'``: ``Task: <text>, State: <integers>;\nAction: ``. Every other openpi pi0.5
   configuration, and everything from lerobot.
 
-A checkpoint answers sensibly to the one it was trained with only, and nothing in it says which.
+A checkpoint answers sensibly to the one it was trained with only, and nothing in openpi's says which.
 """
 
 from __future__ import annotations

@@ -393,3 +393,14 @@ def test_a_prompt_form_must_be_said():
     for name in ('', 'openpi'):
         with pytest.raises(ValueError, match=f'got {name!r}; no file of a checkpoint says'):
             prompt_form(name)
+
+
+def test_a_lerobot_checkpoint_has_the_state_in_its_prompt(tmp_path, model):
+    for layout in ('openpi', 'lerobot'):
+        (tmp_path / layout).mkdir()
+        write(tmp_path / layout, model, layout)
+    text = replace(ROBOT, prompt='text')
+    assert backend.files(tmp_path / 'openpi', text, base=BASE).prompt.form == 'text'
+    assert backend.files(tmp_path / 'lerobot', ROBOT, base=BASE).prompt.form == 'state'
+    with pytest.raises(ValueError, match=r"from lerobot.*always hold.*'text'; set prompt: state"):
+        backend.build(tmp_path / 'lerobot', text, 'unpruned', {}, base=BASE)
