@@ -112,7 +112,11 @@ class PromptEncoder:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """``tokenizer.json`` of PaliGemma. FileNotFoundError says where to get it."""
+    """``tokenizer.json`` of PaliGemma. FileNotFoundError says where to get it.
+
+    The file may come with padding and truncation of whoever saved it. Padding would be read as
+    words here, and truncation would cut the instruction without a word.
+    """
     path = folder / 'tokenizer.json'
     if not path.is_file():
         hint = ''
@@ -123,6 +127,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             'copy tokenizer.json of google/paligemma-3b-pt-224 there'
         )
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise ValueError(f'{path} is not a readable tokenizer file: {error}') from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

@@ -21,7 +21,12 @@ from safe_pruner_ros.policies.pi05.checkpoint import load_model, read_config
 from safe_pruner_ros.policies.pi05.config import GemmaSize, Pi05Config, VisionSize
 from safe_pruner_ros.policies.pi05.model import Pi05
 from safe_pruner_ros.policies.pi05.policy import backend
-from safe_pruner_ros.policies.pi05.prompt import PromptEncoder, discretize, prompt_form
+from safe_pruner_ros.policies.pi05.prompt import (
+    PromptEncoder,
+    discretize,
+    load_tokenizer,
+    prompt_form,
+)
 from safe_pruner_ros.policies.pi05.statistics import load_statistics
 from safe_pruner_ros.policies.policy import InstructionError
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
@@ -404,3 +409,18 @@ def test_a_lerobot_checkpoint_has_the_state_in_its_prompt(tmp_path, model):
     assert backend.files(tmp_path / 'lerobot', ROBOT, base=BASE).prompt.form == 'state'
     with pytest.raises(ValueError, match=r"from lerobot.*always hold.*'text'; set prompt: state"):
         backend.build(tmp_path / 'lerobot', text, 'unpruned', {}, base=BASE)
+
+
+@pytest.mark.parametrize('saved_with', ['padding', 'truncation', 'both'])
+def test_what_a_tokenizer_was_saved_with_changes_no_prompt(tmp_path, saved_with):
+    plain, saved = characters(), characters()
+    if saved_with != 'truncation':
+        saved.enable_padding(length=64, pad_id=0, pad_token='<pad>')
+    if saved_with != 'padding':
+        saved.enable_truncation(8)
+    saved.save(str(tmp_path / 'tokenizer.json'))
+    state = np.array([0.5, -0.5])
+    for form in ('text', 'state'):
+        expected = PromptEncoder(plain, form).encode('pick the cup', state)
+        ids = PromptEncoder(load_tokenizer(tmp_path), form).encode('pick the cup', state)
+        assert ids.tolist() == expected.tolist()
