@@ -78,6 +78,11 @@ def read_config(folder: Path, base: Pi05Config | None = None) -> Pi05Config:
     other = {name: mode for name, mode in modes.items() if name in ('STATE', 'ACTION')}
     if set(other.values()) - {'QUANTILES'}:
         raise ValueError(f'{path} normalises {other}; only QUANTILES is implemented for pi0.5')
+    if modes.get('VISUAL', 'IDENTITY') != 'IDENTITY':
+        raise ValueError(
+            f'{path} normalises images with {modes["VISUAL"]!r}; only IDENTITY is implemented for '
+            'pi0.5, take a checkpoint that was trained so'
+        )
     changed = {
         k: values[k] for k, usual in _LEROBOT_USUAL.items() if values.get(k, usual) != usual
     }
@@ -126,11 +131,13 @@ def _horizon(path: Path, values: Mapping[str, Any]) -> int:
 
 
 def image_names(folder: Path) -> list[str]:
-    """Images of the training, as lerobot's config.json names them; openpi's names none."""
+    """Images of the training, as lerobot's config.json names them; openpi's names none. Cameras
+    that lerobot only adds to fill a slot (``empty_cameras``) were never seen."""
     inputs = read_values(folder).get('input_features')
     prefix = 'observation.images.'
     names = inputs if isinstance(inputs, dict) else {}
-    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    images = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    return [name for name in images if not name.startswith('empty_camera_')]
 
 
 def _variant(path: Path, values: Mapping[str, Any], entry: str, default: T) -> Any | T:

@@ -103,6 +103,7 @@ class Pi05Files:
         return (
             CheckpointCheck('config', self._describe_config),
             CheckpointCheck('deployment', self.check_deployment),
+            CheckpointCheck('views', self._describe_missing_views, is_note=True),
             CheckpointCheck('statistics', self._describe_statistics),
             CheckpointCheck('tokenizer', self._describe_prompt),
             CheckpointCheck('weights', self._describe_weights),
@@ -117,6 +118,15 @@ class Pi05Files:
         return (
             f'pi0.5, {config.prefix.depth} prefix layers of width {config.prefix.width}, '
             f'{config.vision.grid**2} tokens a view'
+        )
+
+    def _describe_missing_views(self) -> str:
+        trained, views = image_names(self.folder), list(self.deployment.views)
+        if len(views) >= len(trained):
+            return ''
+        return (
+            f'the training had {len(trained)} images {trained}, the configuration names {views}; '
+            'the policy sees no others. Name all of them in deployment.views if the robot has them'
         )
 
     def _describe_statistics(self) -> str:

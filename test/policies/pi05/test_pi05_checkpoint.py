@@ -21,14 +21,7 @@ from safe_pruner_ros.policies.pi05.checkpoint import load_model, read_config
 from safe_pruner_ros.policies.pi05.config import GemmaSize, Pi05Config, VisionSize
 from safe_pruner_ros.policies.pi05.model import Pi05
 from safe_pruner_ros.policies.pi05.policy import backend
-from safe_pruner_ros.policies.pi05.prompt import (
-    PromptEncoder,
-    discretize,
-    load_tokenizer,
-    prompt_form,
-)
 from safe_pruner_ros.policies.pi05.statistics import load_statistics
-from safe_pruner_ros.policies.policy import InstructionError
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
 BASE = Pi05Config(
@@ -231,6 +224,7 @@ def test_config_errors_name_the_entry(tmp_path):
         ({'type': 'pi0'}, "'pi0' policy"),
         ({'paligemma_variant': 'gemma_9b'}, 'gemma_9b'),
         ({'normalization_mapping': {'ACTION': 'MEAN_STD'}}, 'only QUANTILES'),
+        ({'normalization_mapping': {'VISUAL': 'MEAN_STD'}}, "images with 'MEAN_STD'; only IDENT"),
         ({'use_visual_memory': True, 'min_period': 4e-3}, r"with {'use_visual_memory': True}"),
         ({'image_resolution': [224, 448]}, 'two equal numbers'),
     ):
@@ -327,6 +321,20 @@ def test_lerobot_says_how_many_images_it_was_trained_with(tmp_path, model):
     with pytest.raises(ValueError, match='pi05 reads 1 to 2 images'):
         backend.build(folder, replace(ROBOT, views=tuple('abc')), 'unpruned', {}, base=BASE)
 
+    def note(*views: str) -> str:
+        files = backend.files(folder, replace(ROBOT, views=views), base=BASE)
+        (check,) = [check for check in files.checks() if check.is_note]
+        return check.run()
+
+    assert note('a', 'b') == ''
+    assert "had 2 images ['front', 'wrist'], the configuration names ['a']; the" in note('a')
+    # What lerobot fills a slot with was never seen, so it is neither missed nor accepted.
+    config['input_features']['observation.images.empty_camera_0'] = {}
+    (folder / 'config.json').write_text(json.dumps(config))
+    assert note('a', 'b') == ''
+    with pytest.raises(ValueError, match='pi05 reads 1 to 2 images'):
+        backend.build(folder, replace(ROBOT, views=tuple('abc')), 'unpruned', {}, base=BASE)
+
 
 # -- statistics -----------------------------------------------------------------------------------
 
@@ -360,25 +368,7 @@ def test_missing_statistics_list_the_available_ones(tmp_path, model):
         load_statistics(folder / 'assets')
 
 
-# -- prompt and robot -----------------------------------------------------------------------------
-
-
-def test_prompt_forms():
-    tokenizer = characters()
-    state = np.array([-1.01, -1.0, 0.0, 0.999, 7.0])
-    assert discretize(state).tolist() == [-1, 0, 128, 255, 255]
-    ids = PromptEncoder(tokenizer, 'state').encode(' pick_the\ncup ', state[1:3])
-    assert ids[0] == 2
-    text = ''.join(tokenizer.id_to_token(i) for i in ids[1:])
-    assert text == 'Task: pick the cup, State: 0 128;\nAction: '
-    ids = PromptEncoder(tokenizer, 'text').encode('pick', None)
-    assert ''.join(tokenizer.id_to_token(i) for i in ids) == '<bos>pick\n'
-    with pytest.raises(InstructionError, match='empty'):
-        PromptEncoder(tokenizer, 'text').encode(' \n', None)
-    with pytest.raises(InstructionError, match='7 tokens, this policy reads 6'):
-        PromptEncoder(tokenizer, 'text', 6).encode('push!', None)
-    with pytest.raises(ValueError, match='no <bos>'):
-        PromptEncoder(Tokenizer(BPE(vocab={'a': 0}, merges=[])), 'text')
+# -- robot ----------------------------------------------------------------------------------------
 
 
 def test_delta_scale_and_gripper():
@@ -392,35 +382,3 @@ def test_delta_scale_and_gripper():
     np.testing.assert_allclose(joints.to_checkpoint(measured), [0.3, 0.75])
     still = np.array([[0.0, 0.75], [0.1, -3.0], [0.1, 1.5]])
     np.testing.assert_allclose(joints.targets(still, measured), [[0.4, 0.25], [0.2, 1], [0.2, 0]])
-
-
-def test_a_prompt_form_must_be_said():
-    for name in ('', 'openpi'):
-        with pytest.raises(ValueError, match=f'got {name!r}; no file of a checkpoint says'):
-            prompt_form(name)
-
-
-def test_a_lerobot_checkpoint_has_the_state_in_its_prompt(tmp_path, model):
-    for layout in ('openpi', 'lerobot'):
-        (tmp_path / layout).mkdir()
-        write(tmp_path / layout, model, layout)
-    text = replace(ROBOT, prompt='text')
-    assert backend.files(tmp_path / 'openpi', text, base=BASE).prompt.form == 'text'
-    assert backend.files(tmp_path / 'lerobot', ROBOT, base=BASE).prompt.form == 'state'
-    with pytest.raises(ValueError, match=r"from lerobot.*always hold.*'text'; set prompt: state"):
-        backend.build(tmp_path / 'lerobot', text, 'unpruned', {}, base=BASE)
-
-
-@pytest.mark.parametrize('saved_with', ['padding', 'truncation', 'both'])
-def test_what_a_tokenizer_was_saved_with_changes_no_prompt(tmp_path, saved_with):
-    plain, saved = characters(), characters()
-    if saved_with != 'truncation':
-        saved.enable_padding(length=64, pad_id=0, pad_token='<pad>')
-    if saved_with != 'padding':
-        saved.enable_truncation(8)
-    saved.save(str(tmp_path / 'tokenizer.json'))
-    state = np.array([0.5, -0.5])
-    for form in ('text', 'state'):
-        expected = PromptEncoder(plain, form).encode('pick the cup', state)
-        ids = PromptEncoder(load_tokenizer(tmp_path), form).encode('pick the cup', state)
-        assert ids.tolist() == expected.tolist()
