@@ -9,8 +9,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from safe_pruner_ros.policies.aloha_gripper import aloha_gripper_state
+
 FloatArray = npt.NDArray[np.float64]
 Semantics = Literal['absolute', 'delta', 'delta_from_state']
+StateUnit = Literal['linear', 'aloha_gripper']
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class ActionDimension:
         opens with 1 has scale -1 and offset 1. The offset cancels out of differences.
     gripper : targets are clipped to [0, 1].
     binary : a gripper that only knows open and closed: targets below 0.5 become 0, others 1.
+    state : how the measured position is given to the checkpoint: 'linear', as the inverse of
+        ``scale`` and ``offset``; 'aloha_gripper', as `aloha_gripper.py` says.
     """
 
     joint: str
@@ -35,6 +40,7 @@ class ActionDimension:
     offset: float = 0.0
     gripper: bool = False
     binary: bool = False
+    state: StateUnit = 'linear'
 
     def __post_init__(self) -> None:
         if self.semantics not in get_args(Semantics):
@@ -50,6 +56,16 @@ class ActionDimension:
         if self.binary and not (self.gripper and self.semantics == 'absolute'):
             raise ValueError(
                 f'joint {self.joint!r}: binary is for grippers with absolute semantics'
+            )
+        if self.state not in get_args(StateUnit):
+            raise ValueError(
+                f'joint {self.joint!r}: state must be one of {list(get_args(StateUnit))}, '
+                f'got {self.state!r}'
+            )
+        if self.state != 'linear' and not (self.gripper and self.semantics == 'absolute'):
+            raise ValueError(
+                f'joint {self.joint!r}: state {self.state!r} is for grippers with absolute '
+                f"semantics, got gripper {self.gripper} and {self.semantics!r}; leave 'linear'"
             )
 
 
@@ -90,7 +106,9 @@ class ActionLayout:
 
     def to_checkpoint(self, measured: FloatArray) -> FloatArray:
         """Measured positions [n] in the checkpoint's units: the state it was trained on."""
-        state: FloatArray = (measured - self._each('offset')) / self._each('scale')
+        linear = (measured - self._each('offset')) / self._each('scale')
+        aloha = self._each('state') == 'aloha_gripper'
+        state: FloatArray = np.where(aloha, aloha_gripper_state(measured), linear)
         return state
 
     def _each(self, name: str) -> npt.NDArray[Any]:

@@ -19,10 +19,12 @@ FloatArray = npt.NDArray[np.float64]
 @dataclass(frozen=True)
 class CheckpointCheck:
     """``run`` says what was found, or raises ValueError or FileNotFoundError with the next move.
-    It reads small files and headers only, never a weight."""
+    It reads small files and headers only, never a weight. With ``is_note`` an answer is worth a
+    second look, and '' says that there is nothing."""
 
     subject: str
     run: Callable[[], str]
+    is_note: bool = False
 
 
 class CheckpointFiles(Protocol):

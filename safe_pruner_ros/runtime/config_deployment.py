@@ -27,6 +27,11 @@ class ActionDimensionConfig:
     offset: float = setting(0.0, 'robot value at checkpoint value 0', 'rad or closed fraction')
     gripper: bool = setting(False, 'clip the target to 0..1')
     binary: bool = setting(False, 'grippers that are open or closed: round the target')
+    state: Literal['linear', 'aloha_gripper'] = setting(
+        'linear',
+        'measured position for the checkpoint: inverse of scale and offset, or the angle that '
+        'openpi makes of an ALOHA gripper',
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -3,6 +3,7 @@
 - openpi (`examples/convert_jax_model_to_pytorch.py`): ``model.safetensors`` and ``config.json``
   with action_dim, action_horizon, paligemma_variant, action_expert_variant. safetensors drops one
   of two tied tensors, so the text embedding is there as ``paligemma.lm_head.weight`` only.
+  `scripts/train_pytorch.py` leaves the same weights without a ``config.json``: write one.
 - lerobot: the same names behind ``model.``; ``config.json`` has type "pi05", chunk_size,
   max_action_dim, num_inference_steps, and names the images in input_features.
 
@@ -48,6 +49,8 @@ _UNUSED = (f'{_EXPERT}lm_head.weight', f'{_EXPERT}model.embed_tokens.weight')
 # In and out of the action expert, float32 whatever the others are, as both frameworks have them:
 # few weights, and rounding them made a third of the error of bfloat16 actions.
 _FLOAT32 = ('action_in_proj.', 'action_out_proj.', 'time_mlp_in.', 'time_mlp_out.')
+# For a folder of openpi's train_pytorch.py, which says nothing about its sizes.
+_TRAIN_PYTORCH = '{"action_dim": 32, "action_horizon": 50}'
 # Options of lerobot under which the same weights mean another computation.
 _LEROBOT_USUAL = {
     'use_visual_memory': False,
@@ -58,8 +61,12 @@ _LEROBOT_USUAL = {
 
 
 def read_config(folder: Path, base: Pi05Config | None = None) -> Pi05Config:
-    """Sizes from ``config.json``; what it does not say comes from ``base`` (the published)."""
-    path, values = folder / 'config.json', read_json(folder, 'config.json')
+    """Sizes from ``config.json``; what it does not say comes from ``base`` (the published), but
+    for the chunk: no weight has its size, and another one gives other actions.
+
+    Raises FileNotFoundError or ValueError with the next move.
+    """
+    path, values = folder / 'config.json', read_values(folder)
     kind = values.get('type', 'pi05')
     if kind != 'pi05' or 'model_type' in values:
         kind = values.get('model_type', kind)
@@ -71,6 +78,11 @@ def read_config(folder: Path, base: Pi05Config | None = None) -> Pi05Config:
     other = {name: mode for name, mode in modes.items() if name in ('STATE', 'ACTION')}
     if set(other.values()) - {'QUANTILES'}:
         raise ValueError(f'{path} normalises {other}; only QUANTILES is implemented for pi0.5')
+    if modes.get('VISUAL', 'IDENTITY') != 'IDENTITY':
+        raise ValueError(
+            f'{path} normalises images with {modes["VISUAL"]!r}; only IDENTITY is implemented for '
+            'pi0.5, take a checkpoint that was trained so'
+        )
     changed = {
         k: values[k] for k, usual in _LEROBOT_USUAL.items() if values.get(k, usual) != usual
     }
@@ -89,24 +101,43 @@ def read_config(folder: Path, base: Pi05Config | None = None) -> Pi05Config:
         prefix=_variant(path, values, 'paligemma_variant', base.prefix),
         expert=_variant(path, values, 'action_expert_variant', base.expert),
         action_dim=values.get('action_dim', values.get('max_action_dim', base.action_dim)),
-        action_horizon=values.get('action_horizon', values.get('chunk_size', base.action_horizon)),
+        action_horizon=_horizon(path, values),
         n_denoising_steps=values.get('num_inference_steps', base.n_denoising_steps),
         framework='lerobot' if 'type' in values else 'openpi',
     )
 
 
+def read_values(folder: Path) -> dict[str, Any]:
+    """``config.json`` as it is. FileNotFoundError says who writes none."""
+    try:
+        return read_json(folder, 'config.json')
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; openpi's scripts/train_pytorch.py writes none: put "
+            f'{_TRAIN_PYTORCH} there, with the numbers of its training configuration'
+        ) from None
+
+
+def _horizon(path: Path, values: Mapping[str, Any]) -> int:
+    horizon = values.get('action_horizon', values.get('chunk_size'))
+    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
+        got = {name: values[name] for name in ('action_horizon', 'chunk_size') if name in values}
+        raise ValueError(
+            f'{path} must say how many actions the checkpoint gives: action_horizon (openpi) or '
+            f'chunk_size (lerobot), at least 1, got {got or "neither"}; set action_horizon to '
+            'that of the training configuration (50 unless it says otherwise; pi05_libero: 10)'
+        )
+    return horizon
+
+
 def image_names(folder: Path) -> list[str]:
-    """Images of the training, as lerobot's config.json names them; openpi's names none."""
-    inputs = read_json(folder, 'config.json').get('input_features')
+    """Images of the training, as lerobot's config.json names them; openpi's names none. Cameras
+    that lerobot only adds to fill a slot (``empty_cameras``) were never seen."""
+    inputs = read_values(folder).get('input_features')
     prefix = 'observation.images.'
     names = inputs if isinstance(inputs, dict) else {}
-    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-
-
-def has_relative_actions(folder: Path) -> bool:
-    """Whether lerobot's config.json says that every action counts from the state; openpi's says
-    nothing."""
-    return bool(read_json(folder, 'config.json').get('use_relative_actions', False))
+    images = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    return [name for name in images if not name.startswith('empty_camera_')]
 
 
 def _variant(path: Path, values: Mapping[str, Any], entry: str, default: T) -> Any | T:

@@ -16,13 +16,14 @@ from safe_pruner_ros.policies.device import (
 )
 from safe_pruner_ros.policies.pi05.checkpoint import (
     check_files,
-    has_relative_actions,
     image_names,
     read_config,
+    read_values,
 )
 from safe_pruner_ros.policies.pi05.config import Pi05Config
 from safe_pruner_ros.policies.pi05.model import Pi05
 from safe_pruner_ros.policies.pi05.prompt import PromptEncoder, load_tokenizer, prompt_form
+from safe_pruner_ros.policies.pi05.relative_actions import check_relative_actions
 from safe_pruner_ros.policies.pi05.statistics import Statistics, load_statistics
 
 POLICY = 'pi05'
@@ -68,6 +69,11 @@ class Pi05Files:
     @cached_property
     def prompt(self) -> PromptEncoder:
         form = prompt_form(self.deployment.prompt)
+        if form == 'text' and self.config.framework == 'lerobot':
+            raise ValueError(
+                f'{self.folder / "config.json"} is from lerobot, whose prompts always hold the '
+                "state, got prompt 'text'; set prompt: state"
+            )
         return PromptEncoder(load_tokenizer(self.folder), form, self.deployment.max_prompt_tokens)
 
     @cached_property
@@ -85,13 +91,8 @@ class Pi05Files:
         trained = image_names(self.folder)
         deployment.check_views(POLICY, 1, min(len(SLOTS), len(trained) or len(SLOTS)))
         horizon = deployment.horizon(self.chunk_size)
-        semantics = {dimension.semantics for dimension in deployment.actions.dimensions}
-        if has_relative_actions(self.folder) and 'delta_from_state' not in semantics:
-            raise ValueError(
-                f'{self.folder / "config.json"} has use_relative_actions, the configuration takes '
-                f'no action as a difference from the state ({sorted(semantics)}); give the joints '
-                "that are not in its relative_exclude_joints the semantics 'delta_from_state'"
-            )
+        values, path = read_values(self.folder), self.folder / 'config.json'
+        check_relative_actions(path, values, deployment.actions)
         return (
             f'views {list(deployment.views)} for {trained or list(SLOTS)} of the training, '
             f'{horizon} of {self.chunk_size} actions every '
@@ -102,6 +103,7 @@ class Pi05Files:
         return (
             CheckpointCheck('config', self._describe_config),
             CheckpointCheck('deployment', self.check_deployment),
+            CheckpointCheck('views', self._describe_missing_views, is_note=True),
             CheckpointCheck('statistics', self._describe_statistics),
             CheckpointCheck('tokenizer', self._describe_prompt),
             CheckpointCheck('weights', self._describe_weights),
@@ -116,6 +118,15 @@ class Pi05Files:
         return (
             f'pi0.5, {config.prefix.depth} prefix layers of width {config.prefix.width}, '
             f'{config.vision.grid**2} tokens a view'
+        )
+
+    def _describe_missing_views(self) -> str:
+        trained, views = image_names(self.folder), list(self.deployment.views)
+        if len(views) >= len(trained):
+            return ''
+        return (
+            f'the training had {len(trained)} images {trained}, the configuration names {views}; '
+            'the policy sees no others. Name all of them in deployment.views if the robot has them'
         )
 
     def _describe_statistics(self) -> str:

@@ -91,7 +91,8 @@ class Pi05Policy(PrunedPolicy):
         )
 
     def check_instruction(self, instruction: str) -> None:
-        self._prompt.encode(instruction, self._prompt_state(np.zeros(len(self.spec.joint_names))))
+        n_state = max(len(self.spec.joint_names), self._deployment.prompt_state_dim)
+        self._prompt.check(instruction, n_state)
 
     @torch.inference_mode()
     def _run(

@@ -7,11 +7,13 @@ Two prompts are in use (openpi `models/tokenizer.py`, lerobot `policies/pi05/pro
 - ``'state'``: ``Task: <text>, State: <integers>;\nAction: ``. Every other openpi pi0.5
   configuration, and everything from lerobot.
 
-A checkpoint answers sensibly to the one it was trained with only, and nothing in it says which.
+A checkpoint answers sensibly to the one it was trained with only, and openpi's do not say which.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -69,16 +71,11 @@ class PromptEncoder:
         Raises InstructionError for an empty instruction or one that does not fit; upstream cuts
         it off instead, and a robot acts on half a sentence.
         """
-        text = instruction.strip().replace('_', ' ').replace('\n', ' ')
-        if not text:
-            raise InstructionError('the instruction is empty; say for example "fold the towel"')
         if self.form == 'text':
-            ids = self._ids(text) + self._ids('\n')
+            ids = self._prompt(instruction)
         else:
             assert state is not None
-            bins = ' '.join(str(value) for value in discretize(state))
-            ids = self._ids(f'Task: {text}, State: {bins};\nAction: ')
-        ids = [self._bos, *ids]
+            ids = self._prompt(instruction, discretize(state))
         if len(ids) > self._max_tokens:
             raise InstructionError(
                 f'the prompt has {len(ids)} tokens, this policy reads {self._max_tokens}; '
@@ -86,13 +83,40 @@ class PromptEncoder:
             )
         return np.array(ids, np.int64)
 
+    def check(self, instruction: str, n_state: int) -> None:
+        """Raises InstructionError unless the instruction fits whatever the ``n_state`` values of
+        the state: what fits at rest must not hold the arms once a joint takes one more digit."""
+        ids = self._prompt(instruction, [self._longest_bin] * n_state)
+        if len(ids) > self._max_tokens:
+            raise InstructionError(
+                f'the prompt can grow to {len(ids)} tokens with the state, this policy reads '
+                f'{self._max_tokens}; shorten the instruction'
+            )
+
+    @cached_property
+    def _longest_bin(self) -> int:
+        return max(range(-1, N_STATE_BINS), key=lambda value: len(self._ids(f' {value}')))
+
+    def _prompt(self, instruction: str, bins: Iterable[int] = ()) -> list[int]:
+        text = instruction.strip().replace('_', ' ').replace('\n', ' ')
+        if not text:
+            raise InstructionError('the instruction is empty; say for example "fold the towel"')
+        if self.form == 'text':
+            return [self._bos, *self._ids(text), *self._ids('\n')]
+        state = ' '.join(str(value) for value in bins)
+        return [self._bos, *self._ids(f'Task: {text}, State: {state};\nAction: ')]
+
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """``tokenizer.json`` of PaliGemma. FileNotFoundError says where to get it."""
+    """``tokenizer.json`` of PaliGemma. FileNotFoundError says where to get it.
+
+    The file may come with padding and truncation of whoever saved it. Padding would be read as
+    words here, and truncation would cut the instruction without a word.
+    """
     path = folder / 'tokenizer.json'
     if not path.is_file():
         hint = ''
@@ -103,6 +127,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             'copy tokenizer.json of google/paligemma-3b-pt-224 there'
         )
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise ValueError(f'{path} is not a readable tokenizer file: {error}') from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

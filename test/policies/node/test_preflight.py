@@ -81,6 +81,19 @@ def test_wrong_units_are_found_in_the_statistics(tiny_oft, preflight) -> None:
     assert code == 0 and out.count('NOTE     units') == 2
 
 
+def test_cameras_of_the_training_that_are_not_named_are_noted(tiny_pi05, preflight) -> None:
+    config = tiny_pi05.folder / 'config.json'
+    values = json.loads(config.read_text())
+    values['input_features'] = {f'observation.images.{name}': {} for name in ('front', 'left')}
+    config.write_text(json.dumps(values))
+    tiny_pi05.edit('views: [head, left_wrist, right_wrist]', 'views: [head, left_wrist]')
+    code, out = preflight('--policy-file', str(tiny_pi05.file), '--topics', 'off')
+    assert code == 0 and 'views:' not in out
+    tiny_pi05.edit('views: [head, left_wrist]', 'views: [head]')
+    code, out = preflight('--policy-file', str(tiny_pi05.file), '--topics', 'off')
+    assert code == 0 and re.search(r"^NOTE +views: .*\['front', 'left'\]", out, re.MULTILINE)
+
+
 def test_the_shipped_policy_passes_and_wrong_files_are_named(preflight, tmp_path) -> None:
     code, out = preflight('--topics', 'off')
     assert code == 0 and 'the shipped weights, 3 views' in out

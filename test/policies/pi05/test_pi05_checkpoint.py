@@ -21,9 +21,7 @@ from safe_pruner_ros.policies.pi05.checkpoint import load_model, read_config
 from safe_pruner_ros.policies.pi05.config import GemmaSize, Pi05Config, VisionSize
 from safe_pruner_ros.policies.pi05.model import Pi05
 from safe_pruner_ros.policies.pi05.policy import backend
-from safe_pruner_ros.policies.pi05.prompt import PromptEncoder, discretize, prompt_form
 from safe_pruner_ros.policies.pi05.statistics import load_statistics
-from safe_pruner_ros.policies.policy import InstructionError
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
 BASE = Pi05Config(
@@ -226,6 +224,7 @@ def test_config_errors_name_the_entry(tmp_path):
         ({'type': 'pi0'}, "'pi0' policy"),
         ({'paligemma_variant': 'gemma_9b'}, 'gemma_9b'),
         ({'normalization_mapping': {'ACTION': 'MEAN_STD'}}, 'only QUANTILES'),
+        ({'normalization_mapping': {'VISUAL': 'MEAN_STD'}}, "images with 'MEAN_STD'; only IDENT"),
         ({'use_visual_memory': True, 'min_period': 4e-3}, r"with {'use_visual_memory': True}"),
         ({'image_resolution': [224, 448]}, 'two equal numbers'),
     ):
@@ -239,6 +238,45 @@ def test_config_errors_name_the_entry(tmp_path):
     config = read_config(tmp_path)
     assert (config.action_horizon, config.prefix.depth, config.expert.width) == (7, 18, 1024)
     assert (config.framework, config.vision.image_size) == ('lerobot', 448)
+
+
+@pytest.mark.parametrize('layout', ['openpi', 'lerobot'])
+def test_a_horizon_is_never_guessed(tmp_path, model, layout):
+    """No weight has its size: 50 for a fine-tune on 10 would load, and act wrongly."""
+    path = write(tmp_path, model, layout) / 'config.json'
+    values = json.loads(path.read_text())
+    assert read_config(tmp_path).action_horizon == 3
+    own = values.pop('action_horizon', None) or values.pop('chunk_size')
+    path.write_text(json.dumps(values))
+    with pytest.raises(
+        ValueError, match='action_horizon .* chunk_size .*got neither; set action_'
+    ):
+        backend.build(tmp_path, ROBOT, 'unpruned', {}, base=BASE)
+    for wrong in (0, '10', 2.0, None, True):
+        path.write_text(json.dumps({**values, 'action_horizon': wrong}))
+        with pytest.raises(ValueError, match=r"config\.json must say.*got {'action_horizon'"):
+            read_config(tmp_path, BASE)
+    path.write_text(json.dumps({**values, 'action_horizon': own}))
+    assert read_config(tmp_path).action_horizon == 3
+
+
+def test_a_folder_of_train_pytorch_needs_two_numbers(tmp_path, model):
+    """openpi's scripts/train_pytorch.py leaves weights and assets, and no config.json."""
+    config = write(tmp_path, model) / 'config.json'
+    config.unlink()
+    (tmp_path / 'metadata.pt').touch()
+    with pytest.raises(FileNotFoundError, match=r'train_pytorch.*"action_horizon": 50} there'):
+        backend.build(tmp_path, ROBOT, 'unpruned', {}, base=BASE)
+    said = set()  # in preflight, all the questions that need the file say the same
+    for check in backend.files(tmp_path, ROBOT, base=BASE).checks():
+        try:
+            check.run()
+        except FileNotFoundError as error:
+            said.add(str(error))
+    assert len(said) == 1
+    config.write_text('{"action_dim": 32, "action_horizon": 3}')
+    built = backend.build(tmp_path, ROBOT, 'unpruned', {}, base=BASE)
+    assert built.spec.chunk_size == 3
 
 
 def test_what_is_not_there_is_named(tmp_path, model):
@@ -283,16 +321,19 @@ def test_lerobot_says_how_many_images_it_was_trained_with(tmp_path, model):
     with pytest.raises(ValueError, match='pi05 reads 1 to 2 images'):
         backend.build(folder, replace(ROBOT, views=tuple('abc')), 'unpruned', {}, base=BASE)
 
+    def note(*views: str) -> str:
+        files = backend.files(folder, replace(ROBOT, views=views), base=BASE)
+        (check,) = [check for check in files.checks() if check.is_note]
+        return check.run()
 
-def test_actions_relative_to_the_state_are_not_taken_for_targets(tmp_path, model):
-    folder = write(tmp_path, model, 'lerobot')
-    config = json.loads((folder / 'config.json').read_text())
-    (folder / 'config.json').write_text(json.dumps({**config, 'use_relative_actions': True}))
-    backend.build(folder, ROBOT, 'unpruned', {}, base=BASE)
-    with pytest.raises(
-        ValueError, match=r"use_relative_actions.*\['absolute'\].*relative_exclude"
-    ):
-        backend.build(folder, replace(ROBOT, actions=absolute('ab')), 'unpruned', {}, base=BASE)
+    assert note('a', 'b') == ''
+    assert "had 2 images ['front', 'wrist'], the configuration names ['a']; the" in note('a')
+    # What lerobot fills a slot with was never seen, so it is neither missed nor accepted.
+    config['input_features']['observation.images.empty_camera_0'] = {}
+    (folder / 'config.json').write_text(json.dumps(config))
+    assert note('a', 'b') == ''
+    with pytest.raises(ValueError, match='pi05 reads 1 to 2 images'):
+        backend.build(folder, replace(ROBOT, views=tuple('abc')), 'unpruned', {}, base=BASE)
 
 
 # -- statistics -----------------------------------------------------------------------------------
@@ -327,25 +368,7 @@ def test_missing_statistics_list_the_available_ones(tmp_path, model):
         load_statistics(folder / 'assets')
 
 
-# -- prompt and robot -----------------------------------------------------------------------------
-
-
-def test_prompt_forms():
-    tokenizer = characters()
-    state = np.array([-1.01, -1.0, 0.0, 0.999, 7.0])
-    assert discretize(state).tolist() == [-1, 0, 128, 255, 255]
-    ids = PromptEncoder(tokenizer, 'state').encode(' pick_the\ncup ', state[1:3])
-    assert ids[0] == 2
-    text = ''.join(tokenizer.id_to_token(i) for i in ids[1:])
-    assert text == 'Task: pick the cup, State: 0 128;\nAction: '
-    ids = PromptEncoder(tokenizer, 'text').encode('pick', None)
-    assert ''.join(tokenizer.id_to_token(i) for i in ids) == '<bos>pick\n'
-    with pytest.raises(InstructionError, match='empty'):
-        PromptEncoder(tokenizer, 'text').encode(' \n', None)
-    with pytest.raises(InstructionError, match='7 tokens, this policy reads 6'):
-        PromptEncoder(tokenizer, 'text', 6).encode('push!', None)
-    with pytest.raises(ValueError, match='no <bos>'):
-        PromptEncoder(Tokenizer(BPE(vocab={'a': 0}, merges=[])), 'text')
+# -- robot ----------------------------------------------------------------------------------------
 
 
 def test_delta_scale_and_gripper():
@@ -359,9 +382,3 @@ def test_delta_scale_and_gripper():
     np.testing.assert_allclose(joints.to_checkpoint(measured), [0.3, 0.75])
     still = np.array([[0.0, 0.75], [0.1, -3.0], [0.1, 1.5]])
     np.testing.assert_allclose(joints.targets(still, measured), [[0.4, 0.25], [0.2, 1], [0.2, 0]])
-
-
-def test_a_prompt_form_must_be_said():
-    for name in ('', 'openpi'):
-        with pytest.raises(ValueError, match=f'got {name!r}; no file of a checkpoint says'):
-            prompt_form(name)
