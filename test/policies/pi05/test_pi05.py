@@ -43,7 +43,7 @@ CONFIG = Pi05Config(
 )
 VIEWS = ('head', 'wrist')
 JOINTS = ('a', 'b', 'c')
-# Sums in another order: 1.5e-5 between CPUs with and without AVX-512, where a wrong mask makes 1e-2.
+# float32 sums in another order: up to 1.5e-5 apart between CPUs with and without AVX-512.
 ROUNDING = {'atol': 5e-5, 'rtol': 1e-5}
 
 

@@ -130,7 +130,7 @@ def test_wrong_requests_are_one_line(recording, tmp_path, capsys, episode, kit):
 def test_a_real_robot_recording(tmp_path, kit, sim_config):
     """The G1's head pictures as a bag, with invented joints: real data pass through.
 
-    The recording has one camera, so three topics carry its pictures; the policy never saw its like.
+    It has one camera, so three topics carry its pictures; the policy never saw its like.
     """
     import av
 
@@ -155,7 +155,7 @@ def test_a_real_robot_recording(tmp_path, kit, sim_config):
         ['replay', str(path), *(f'--map={text}' for text in maps), '--out', str(tmp_path / 'out')]
     )
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())
-    assert code == 0 and report['policy_steps'] == 3
+    assert code == 0 and report['policy_steps'] == 4
     sources = {source['name']: source for source in report['source']['sources']}
     assert sources['head']['accepted'] == 40 and not sources['head']['refused']
     assert (tmp_path / 'out' / 'overlay.mp4').is_file()
