@@ -56,7 +56,12 @@ class DiffusionConfig:
     n_steps: int = setting(10, 'DDIM steps, an even stride over 100 timesteps', '', 1, 100)
     guidance_scale: float = setting(1.5, 'classifier-free guidance; 1: none', '', 1.0, 100.0)
     ensemble_horizon: int = setting(
-        2, 'chunks averaged where they meet in time, this one included; 1: none', '', 1, 100
+        1,
+        'chunks averaged where they meet in time, this one included; 1: none, more: only with '
+        'execution_horizon 1',
+        '',
+        1,
+        100,
     )
     ensemble_alpha: float = setting(
         0.1, 'how much likeness to the newest chunk counts; 0: a plain mean', '', 0.0, 100.0
