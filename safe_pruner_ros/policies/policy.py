@@ -140,5 +140,9 @@ class Policy(Protocol):
         """Change settings of the pruning method from the next step on, which is unpruned under a
         method that remembers steps; ValueError if refused."""
 
+    def forget_plans(self) -> None:
+        """What was predicted so far is not executed any more: the next chunk must not continue it.
+        Pruner and step count go on. Nothing to do for a policy whose chunks stand alone."""
+
     def reset(self) -> None:
         """Start of an episode: forget everything about earlier observations."""

@@ -275,12 +275,13 @@ def test_chunks_are_averaged_where_they_meet_in_time(cogact_tiny: SimpleNamespac
 
 
 def test_the_ensemble_forgets(cogact_tiny: SimpleNamespace) -> None:
-    """A new episode, another instruction, a clock that goes back."""
+    """A new episode, another instruction, a clock that goes back, plans that became void."""
     ensemble = replace(QUICK, ensemble_horizon=7)
     blue = 'pick up the blue block'
     changes = {
         'instruction': observation(1, blue, PERIOD_NS),
         'reset': observation(1, stamp_ns=PERIOD_NS),
+        'void': observation(1, stamp_ns=PERIOD_NS),
         'clock': observation(1, stamp_ns=-PERIOD_NS),
     }
     for what, seen in changes.items():
@@ -289,6 +290,10 @@ def test_the_ensemble_forgets(cogact_tiny: SimpleNamespace) -> None:
             each.predict(observation())
             if what == 'reset':
                 each.reset()
+        if what == 'void':
+            tested.forget_plans()
+            alone = policy(cogact_tiny)  # a second step that joins nothing: noise goes on
+            alone.predict(observation())
         got, expected = tested.predict(seen), alone.predict(seen)
         assert np.array_equal(got.chunk.positions, expected.chunk.positions), what
     blended = policy(cogact_tiny, diffusion=ensemble)
