@@ -143,7 +143,7 @@ def statistics() -> dict[str, object]:
 def write_tokenizer(folder: Path) -> None:
     words = ['<unk>', '<s>', '</s>', 'In', ':', 'What', 'action', 'should', 'the', 'robot', 'take']
     words += ['to', '?', 'Out', 'pick', 'up', 'red', 'blue', 'block']
-    vocabulary = {word: index for index, word in enumerate(words)}
+    vocabulary = {word: index for index, word in enumerate(words)} | {'▁': 29871}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / 'tokenizer.json'))
