@@ -39,7 +39,13 @@ class ImageChainConfig:
     """What happens to an image before OpenVLA, OpenVLA-OFT or CogACT resize it."""
 
     rotate_180: bool = setting(False, 'turn it upside down, as LIBERO cameras hang')
-    jpeg_lanczos: bool = setting(False, 'JPEG and Lanczos round trip of the LIBERO training data')
+    stored_px: int = setting(
+        0, 'side of the square that the training data were squashed to (ALOHA: 256); 0: not',
+        'px', 0, 4096,
+    )  # fmt: skip
+    jpeg_lanczos: bool = setting(
+        False, 'JPEG and Lanczos round trip of the training data (LIBERO, ALOHA)'
+    )
     crop_area: float = setting(
         1.0, 'centre crop to this share of the area; 0.9 after random-crop training',
         maximum=1.0, above=0.0,

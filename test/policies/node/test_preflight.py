@@ -14,6 +14,7 @@ from safe_pruner_ros.policies.policy import PolicySpec
 from safe_pruner_ros.ros.startup import build_configured_policy, describe_timing
 from safe_pruner_ros.runtime.config import ConfigError
 from safe_pruner_ros.runtime.config_yaml import load_config
+from safe_pruner_ros.runtime.preflight import refuse_misfits
 
 CONFIG = Path(__file__).parents[3] / 'config'
 
@@ -45,6 +46,26 @@ def test_every_problem_is_told_at_once_and_as_json(tiny_oft, preflight) -> None:
     assert "no statistics for 'bridge'; choose from ['lab_robot']" in problems['statistics']
     assert 'take it from an official OpenVLA checkpoint' in problems['tokenizer']
     assert 'copied in part?' in problems['weights']
+
+
+def test_a_folder_trained_with_random_crops_needs_the_crop(tiny_oft, preflight) -> None:
+    """Upstream's training says so in the name of the folder."""
+    folder = tiny_oft.folder.rename(tiny_oft.folder.with_name('x--image_aug'))
+    tiny_oft.edit(f'checkpoint: {tiny_oft.folder}', f'checkpoint: {folder}')
+    arguments = ('--policy-file', str(tiny_oft.file), '--topics', 'off')
+    code, out = preflight(*arguments)
+    assert code == 1 and '1 problem' in out
+    assert re.search(
+        '^PROBLEM  deployment: .*x--image_aug was trained with random crops.*crop_area is 1.*'
+        'set image_chain.crop_area to 0.9, or rename the folder',
+        out,
+        re.MULTILINE,
+    )
+    with pytest.raises(ValueError, match='trained with random crops'):
+        refuse_misfits(load_config(CONFIG / 'robots' / 'sim.yaml', tiny_oft.file))
+    tiny_oft.edit('period_s: 0.1', 'period_s: 0.1\n    image_chain: {crop_area: 0.9}')
+    code, out = preflight(*arguments)
+    assert code == 0, out
 
 
 def test_an_odd_file_does_not_hide_the_rest(tiny_oft, preflight) -> None:
