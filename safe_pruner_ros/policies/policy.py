@@ -22,6 +22,10 @@ class PolicyOutputError(RuntimeError):
     """The network returned something that must not move a robot (NaN, wrong shape)."""
 
 
+class NoActionError(PolicyOutputError):
+    """The network is sound and said something, but no action. To nonsense it may."""
+
+
 @dataclass(frozen=True)
 class ViewSpec:
     """A camera input of the policy; images of any size are resized to ``height`` x ``width`` px.

@@ -6,12 +6,14 @@ import json
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from helpers.fake_policy import FakePolicy
 
 from safe_pruner_ros.policies.embedded import SHIPPED_WEIGHTS, load_weights, save_weights
-from safe_pruner_ros.policies.policy import PolicySpec
-from safe_pruner_ros.ros.startup import build_configured_policy, describe_timing
+from safe_pruner_ros.policies.policy import NoActionError, PolicyOutputError, PolicySpec
+from safe_pruner_ros.ros.startup import build_configured_policy, describe_timing, warm_up
 from safe_pruner_ros.runtime.config import ConfigError
 from safe_pruner_ros.runtime.config_yaml import load_config
 from safe_pruner_ros.runtime.preflight import refuse_misfits
@@ -198,6 +200,19 @@ def test_the_node_says_the_same_at_configure() -> None:
     assert len(describe_timing(config, one, float('nan'))) == 1
     shipped = PolicySpec('embedded', (), (), chunk_size=8, period_s=0.1, execution_horizon=4)
     assert describe_timing(config, shipped, 60.0) == []
+
+
+def test_a_policy_may_find_no_action_for_the_noise_of_the_warm_up() -> None:
+    """A language model may answer noise with a word; weights that give NaN are refused."""
+    layout = load_config(CONFIG / 'robots' / 'sim.yaml').robot.layout
+    for error, is_fine in ((NoActionError('a word'), True), (PolicyOutputError('NaN'), False)):
+        policy = FakePolicy(joint_names=layout.names)
+        policy.predict = Mock(side_effect=error)
+        if is_fine:
+            assert warm_up(policy, layout, 'lift') > 0 and policy.resets == 1
+        else:
+            with pytest.raises(PolicyOutputError, match='NaN'):
+                warm_up(policy, layout, 'lift')
 
 
 def test_measuring_waits_for_files_that_fit(preflight, tiny_oft) -> None:
