@@ -22,6 +22,10 @@ class PolicyOutputError(RuntimeError):
     """The network returned something that must not move a robot (NaN, wrong shape)."""
 
 
+class NoActionError(PolicyOutputError):
+    """The network is sound and said something, but no action. To nonsense it may."""
+
+
 @dataclass(frozen=True)
 class ViewSpec:
     """A camera input of the policy; images of any size are resized to ``height`` x ``width`` px.
@@ -139,6 +143,10 @@ class Policy(Protocol):
     def update_pruner(self, **changes: Any) -> None:
         """Change settings of the pruning method from the next step on, which is unpruned under a
         method that remembers steps; ValueError if refused."""
+
+    def forget_plans(self) -> None:
+        """What was predicted so far is not executed any more: the next chunk must not continue it.
+        Pruner and step count go on. Nothing to do for a policy whose chunks stand alone."""
 
     def reset(self) -> None:
         """Start of an episode: forget everything about earlier observations."""

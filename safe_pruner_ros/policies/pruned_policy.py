@@ -78,6 +78,9 @@ class PrunedPolicy(ABC):
         pruner.force_keyframe()
         self._pruner, self._settings = pruner, settings
 
+    def forget_plans(self) -> None:  # noqa: B027  (chunks stand alone, unless a backend joins them)
+        pass
+
     def reset(self) -> None:
         self._pruner.reset()
         self._step = 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import numpy as np
 
-from safe_pruner_ros.policies.policy import InstructionError, Policy, PolicySpec
+from safe_pruner_ros.policies.policy import InstructionError, NoActionError, Policy, PolicySpec
 from safe_pruner_ros.ros.resources import urdf_file
 from safe_pruner_ros.runtime.config import Config, ConfigError
 from safe_pruner_ros.runtime.policy_timing import ChunkTiming, timing_findings
@@ -87,7 +88,8 @@ def warm_up(policy: Policy, layout: JointLayout, instruction: str) -> float:
     elapsed_ms = float('nan')
     for _ in range(WARM_UP_STEPS):
         begin = time.perf_counter()
-        policy.predict(Observation(images, state, text, 1))
+        with suppress(NoActionError):  # the pictures are noise; what counts is that it computes
+            policy.predict(Observation(images, state, text, 1))
         elapsed_ms = (time.perf_counter() - begin) * 1e3
     policy.reset()
     return elapsed_ms

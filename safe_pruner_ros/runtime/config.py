@@ -91,10 +91,13 @@ class PolicyConfig:
             raise ConfigError('policy.name must not be empty; use embedded')
 
     def deployment_values(self) -> dict[str, Any]:
-        """`DeploymentConfig.values` with the period that actions are executed in: a policy that
-        joins chunks over time (CogACT) must know slow motion."""
+        """`DeploymentConfig.values` with the period that actions are executed in and how many of
+        them: a policy that joins chunks over time (CogACT) must know both."""
         values = self.deployment.values()
-        return {**values, 'period_s': self.period_s} if values and self.period_s else values
+        for name in ('period_s', 'execution_horizon'):
+            if values and getattr(self, name):
+                values[name] = getattr(self, name)
+        return values
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,13 @@ class ImageChainConfig:
     """What happens to an image before OpenVLA, OpenVLA-OFT or CogACT resize it."""
 
     rotate_180: bool = setting(False, 'turn it upside down, as LIBERO cameras hang')
-    jpeg_lanczos: bool = setting(False, 'JPEG and Lanczos round trip of the LIBERO training data')
+    stored_px: int = setting(
+        0, 'side of the square that the training data were squashed to (ALOHA: 256); 0: not',
+        'px', 0, 4096,
+    )  # fmt: skip
+    jpeg_lanczos: bool = setting(
+        False, 'JPEG and Lanczos round trip of the training data (LIBERO, ALOHA)'
+    )
     crop_area: float = setting(
         1.0, 'centre crop to this share of the area; 0.9 after random-crop training',
         maximum=1.0, above=0.0,
@@ -61,7 +67,12 @@ class DiffusionConfig:
     n_steps: int = setting(10, 'DDIM steps, an even stride over 100 timesteps', '', 1, 100)
     guidance_scale: float = setting(1.5, 'classifier-free guidance; 1: none', '', 1.0, 100.0)
     ensemble_horizon: int = setting(
-        2, 'chunks averaged where they meet in time, this one included; 1: none', '', 1, 100
+        1,
+        'chunks averaged where they meet in time, this one included; 1: none, more: only with '
+        'execution_horizon 1',
+        '',
+        1,
+        100,
     )
     ensemble_alpha: float = setting(
         0.1, 'how much likeness to the newest chunk counts; 0: a plain mean', '', 0.0, 100.0

@@ -2,7 +2,8 @@
 
 A policy step starts when a new observation is there and the actions of the last step that are
 meant to be executed are over. Whatever the policy raises becomes a report, never a dead thread.
-Results count only if nothing happened meanwhile that made them void (generation).
+Results count only if nothing happened meanwhile that made them void (generation); a policy that
+joins chunks over time forgets those that did not count, or do not any more.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ class InferenceWorker:
         self._keyframe_pending = False
         self._busy_since_ns: int | None = None
         self._last_used: tuple[int, int] | None = None  # generation, observation stamp
+        # Of the chunks that the next one may continue; None: none of them may be continued.
+        self._plans_generation: int | None = None
         self._refused_generation: int | None = None
         self._errors_ns: deque[int] = deque()
         self._hold_reason: Reason | None = None
@@ -285,6 +288,7 @@ class InferenceWorker:
                 self._note_outcome(error, snapshot.generation)
             else:
                 self._note_outcome(error, snapshot.generation)
+        self._plans_generation = snapshot.generation if error is None else None
         self._step += 1
         return StepReport(
             step=self._step - 1,
@@ -320,6 +324,8 @@ class InferenceWorker:
                 self._policy.reset()
                 if self._audit is not None:
                     self._audit.reset()
+            if snapshot.generation != self._plans_generation:
+                self._policy.forget_plans()
             if self._keyframe_pending:
                 self._keyframe_pending = False
                 self._policy.force_keyframe()

@@ -88,7 +88,8 @@ def refuse_misfits(config: Config) -> None:
         return
     deployment = policy.deployment
     _check_deployment_timing(config)
-    files = open_checkpoint(policy.name, policy.checkpoint, policy.device, deployment.values())
+    values = policy.deployment_values()
+    files = open_checkpoint(policy.name, policy.checkpoint, policy.device, values)
     check_all(files)
     joints = [action.joint for action in deployment.actions]
     check_names_fit(policy.name, joints, deployment.views, robot)

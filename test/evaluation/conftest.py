@@ -104,6 +104,8 @@ class FakePolicy:
 
     def force_keyframe(self) -> None: ...
 
+    def forget_plans(self) -> None: ...
+
     def reset(self) -> None:
         self.resets += 1
         self.step = 0

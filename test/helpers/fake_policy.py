@@ -69,6 +69,8 @@ class FakePolicy:
 
     def force_keyframe(self) -> None: ...
 
+    def forget_plans(self) -> None: ...
+
     def reset(self) -> None:
         self.resets += 1
 

@@ -130,6 +130,8 @@ class ScriptedPolicy:
     def force_keyframe(self) -> None:
         self.keyframes += 1
 
+    def forget_plans(self) -> None: ...
+
     def reset(self) -> None:
         self.resets += 1
 

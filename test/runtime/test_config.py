@@ -199,7 +199,9 @@ def test_deployment_settings_are_those_of_the_policies():
     assert c.PolicyConfig(deployment=plain).deployment_values() == plain.values()
     slow = c.PolicyConfig(deployment=plain, period_s=0.4).deployment_values()
     assert slow == {**plain.values(), 'period_s': 0.4}
-    assert c.PolicyConfig(period_s=0.4).deployment_values() == {}
+    fewer = c.PolicyConfig(deployment=plain, execution_horizon=3).deployment_values()
+    assert fewer == {**plain.values(), 'execution_horizon': 3}
+    assert c.PolicyConfig(period_s=0.4, execution_horizon=3).deployment_values() == {}
     with pytest.raises(c.ConfigError, match='scale of joint'):
         c.ActionDimensionConfig('a', scale=0.0)
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from safe_pruner_ros.policies.cogact.ensemble import AdaptiveEnsemble
 from safe_pruner_ros.policies.policy import InstructionError, PolicyOutputError
 from safe_pruner_ros.runtime.action_buffer import ActionBuffer
 from safe_pruner_ros.runtime.codes import Code
@@ -183,6 +184,74 @@ def test_result_made_void_meanwhile_is_discarded(kit, make, what):
     assert report.error.code is Code.RESULT_DISCARDED and report.chunk is None
     assert bench.actions.command(bench.clock.ns) is None
     assert bench.worker.fault is None
+
+
+@pytest.fixture
+def joining(kit):
+    """A policy whose second chunk says 1 where the first said 0, joined as CogACT joins them.
+    ``first`` happens while the first is computed; it may return other rows."""
+
+    class Joining(kit.Policy):
+        def __init__(self, first):
+            self.first, self.forgotten = first, []
+            self.ensemble = AdaptiveEnsemble(horizon=2, alpha=0.1, period_ns=100 * kit.MS)
+            super().__init__(self.answer, chunk=16)
+
+        def answer(self, observation):
+            n = len(self.observations)
+            rows = np.full((16, 6), float(n > 1))
+            replaced = self.first() if n == 1 else None
+            rows = rows if replaced is None else replaced
+            joined = self.ensemble.average(rows, observation.stamp_ns)
+            self.ensemble.remember(rows, observation.stamp_ns)
+            return joined
+
+        def forget_plans(self):
+            self.forgotten.append(len(self.observations))
+            self.ensemble.clear()
+
+    return Joining
+
+
+@pytest.mark.parametrize('what', ['nothing', 'pause', 'void', 'instruction', 'clear', 'reset'])
+def test_plans_that_became_void_are_not_continued(kit, make, joining, what):
+    bench = make(joining(lambda: None))
+    assert bench.step().succeeded
+    {
+        'nothing': lambda: None,
+        'pause': lambda: (bench.worker.pause(), bench.worker.resume()),
+        'void': bench.worker.void,
+        'instruction': lambda: bench.buffer.set_instruction('put it down'),
+        'clear': bench.buffer.clear,
+        'reset': bench.worker.reset,
+    }[what]()
+    rows = bench.step(200).chunk.positions
+    assert (rows == 1).all() == (what != 'nothing')
+    assert bench.policy.forgotten[1:] == ([] if what == 'nothing' else [1])
+    assert bench.step(200).succeeded and len(bench.policy.forgotten) <= 2  # once is enough
+
+
+@pytest.mark.parametrize('what', ['void', 'pause', 'error', 'not finite'])
+def test_a_chunk_that_was_not_used_is_not_continued(kit, make, joining, what):
+    """Discarded for what happened meanwhile, or refused: it moves no arm, then or later."""
+
+    def pause():
+        bench.worker.pause()
+        bench.worker.resume()
+
+    def fail():
+        raise RuntimeError('now and then')
+
+    first = {
+        'void': lambda: bench.worker.void(),
+        'pause': pause,
+        'error': fail,
+        'not finite': lambda: np.full((16, 6), np.nan),
+    }[what]
+    bench = make(joining(first))
+    assert bench.step().error is not None
+    report = bench.step(100)
+    assert report.succeeded and (report.chunk.positions == 1).all()
 
 
 def test_late_chunk_is_dropped_but_is_no_error_of_the_policy(kit, make):

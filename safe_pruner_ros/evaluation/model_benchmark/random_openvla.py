@@ -94,6 +94,11 @@ def _network(
     with torch.device('meta'):
         network = OpenVLANetwork(size, with_lm_head=with_lm_head)
     materialise(network, device, dtype, seed)
+    if network.lm_head is not None:  # so that it answers with actions, as a policy does
+        rows = network.lm_head.weight
+        first = size.vocabulary - size.n_bins
+        rows[:first] *= 0.1
+        rows[size.vocabulary :] *= 0.1
     network.fill_buffers(device)
     return network
 

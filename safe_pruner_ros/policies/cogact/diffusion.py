@@ -21,21 +21,22 @@ N_TRAINING_TIMESTEPS = 100
 
 @dataclass(frozen=True)
 class DiffusionSettings:
-    """How actions are sampled and joined over policy steps; defaults as upstream deploys them.
+    """How actions are sampled and joined over policy steps; defaults as upstream deploys them, but
+    for the ensemble: upstream's belongs to a query at every action.
 
     Parameters
     ----------
     n_steps : DDIM steps, an even stride over 100 timesteps.
     guidance_scale : 1 = without guidance, one network pass per step instead of two.
     ensemble_horizon : chunks that are averaged, this one included; 1 = no ensemble. Upstream takes
-        2 for the Google robot and 7 for WidowX.
+        2 for the Google robot and 7 for WidowX, with a query at every action.
     ensemble_alpha : how much likeness to the newest chunk counts; 0 = a plain mean.
     seed : of the noise; it starts anew with every episode.
     """
 
     n_steps: int = 10
     guidance_scale: float = 1.5
-    ensemble_horizon: int = 2
+    ensemble_horizon: int = 1
     ensemble_alpha: float = 0.1
     seed: int = 0
 

@@ -16,7 +16,8 @@ class AdaptiveEnsemble:
     The weight of a chunk is exp(alpha * cosine) to the newest chunk's action of that moment, so
     what contradicts the newest counts less. Upstream does this for the first action alone and
     asks the policy once per action; here every row is averaged with the chunks that reach it, and
-    rows meet by time stamp, so the policy may run at any rate.
+    rows meet by time stamp. Only for a query at every action, too: of a chunk that is executed in
+    part, every row would be half of what was planned a chunk ago (`CogACTFiles` refuses that).
     """
 
     def __init__(self, horizon: int, alpha: float, period_ns: int) -> None:

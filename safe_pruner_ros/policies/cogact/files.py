@@ -84,7 +84,23 @@ class CogACTFiles(OpenVLAFiles):
                 f'the joints {relative} count from the position of their own query, so chunks of '
                 'several queries cannot be averaged; set diffusion.ensemble_horizon to 1'
             )
-        return super().check_deployment()
+        found = super().check_deployment()
+        self._check_ensemble()
+        return found
+
+    def _check_ensemble(self) -> None:
+        """Upstream averages with a query at every action, and refuses to do so with chunks (CogACT
+        b174a1b, scripts/deploy.py:88)."""
+        deployment = self.deployment
+        joined = deployment.diffusion.ensemble_horizon
+        horizon = deployment.horizon(self.chunk_size)
+        if joined > 1 and horizon > 1:
+            raise ValueError(
+                f'diffusion.ensemble_horizon {joined} with execution_horizon {horizon} would mix '
+                f'plans {horizon * deployment.period_s:g} s old and older into every action, so '
+                'that the arms lag behind what the policy sees; set diffusion.ensemble_horizon to '
+                '1, or execution_horizon to 1 for a query at every action, as upstream averages'
+            )
 
     @cached_property
     def processor(self) -> ImageProcessor:

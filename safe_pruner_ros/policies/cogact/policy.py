@@ -124,13 +124,16 @@ class CogACTPolicy(OpenVLAFamilyPolicy):
             settings,
         )
 
+    def forget_plans(self) -> None:
+        self._ensemble.clear()
+
     def reset(self) -> None:
         super().reset()
-        self._ensemble.clear()
+        self.forget_plans()
 
     def predict(self, observation: Observation) -> PolicyOutput:
         if observation.instruction != self._instruction:
-            self._ensemble.clear()  # what was planned for another task
+            self.forget_plans()  # they were for another task
             self._instruction = observation.instruction
         output = super().predict(observation)
         self._ensemble.remember(self._predicted, observation.stamp_ns)

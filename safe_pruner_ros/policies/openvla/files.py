@@ -118,10 +118,25 @@ class OpenVLAFiles:
         deployment.check_read(self.policy, self.reads)
         deployment.check_views(self.policy, *self.view_limits)
         horizon = deployment.horizon(self.chunk_size)
+        self._check_crop()
         return (
             f'views {list(deployment.views)}, {horizon} of {self.chunk_size} actions every '
             f'{horizon * deployment.period_s:g} s'
         )
+
+    def _check_crop(self) -> None:
+        """Upstream's training writes ``image_aug`` into the name of a folder trained with random
+        crops, and its evaluation refuses that without a centre crop (openvla c8f03f4, openvla-oft
+        213c5ff: vla-scripts/finetune.py, experiments/robot/libero/run_libero_eval.py)."""
+        if (
+            'image_aug' in self.folder.resolve().name
+            and self.deployment.image_chain.crop_area == 1
+        ):
+            raise ValueError(
+                f'{self.folder} was trained with random crops, as image_aug in its name says, and '
+                'image_chain.crop_area is 1: its pictures would be wider than any in training; '
+                'set image_chain.crop_area to 0.9, or rename the folder if the name is wrong'
+            )
 
     def checks(self) -> tuple[CheckpointCheck, ...]:
         return (

@@ -1,8 +1,9 @@
 """Camera image -> the pixels OpenVLA and OpenVLA-OFT were trained on.
 
 Pillow's bicubic resize to a square (upstream's "resize-naive") and two normalisations; before
-that, when asked, the chain of the LIBERO evaluation: rotate, JPEG, Lanczos, centre crop. No
-TensorFlow for that: numpy agrees with it within 1 of 255 per resize.
+that, when asked, the chain of upstream's evaluations: squash to the size the data were stored at
+(ALOHA), rotate (LIBERO), JPEG, Lanczos, centre crop. No TensorFlow for that: numpy agrees with it
+within 1 of 255 per resize.
 """
 
 from __future__ import annotations
@@ -27,16 +28,20 @@ Triple = tuple[float, float, float]
 class ImageChain:
     """What happens to an image before the resize.
 
-    ``rotate_180``: LIBERO's cameras hang upside down. ``jpeg_lanczos``: the round trip that the
-    training data took. ``crop_area``: centre crop of this share of the area, 0.9 for checkpoints
-    trained with random crops; 1 = none.
+    ``rotate_180``: LIBERO's cameras hang upside down. ``stored_px``: the training data were
+    squashed to a square of this side before they were stored (ALOHA: 256); 0 = not.
+    ``jpeg_lanczos``: the round trip that the training data took. ``crop_area``: centre crop of
+    this share of the area, 0.9 for checkpoints trained with random crops; 1 = none.
     """
 
     rotate_180: bool = False
+    stored_px: int = 0
     jpeg_lanczos: bool = False
     crop_area: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.stored_px < 0:
+            raise ValueError(f'stored_px must be at least 0, got {self.stored_px}; 0 is none')
         if not 0 < self.crop_area <= 1:
             raise ValueError(
                 f'crop_area must be in (0, 1], got {self.crop_area}; use 1.0 for no crop'
@@ -44,6 +49,9 @@ class ImageChain:
 
 
 LIBERO_CHAIN = ImageChain(rotate_180=True, jpeg_lanczos=True, crop_area=0.9)
+# openvla-oft 213c5ff, experiments/robot: aloha/aloha_utils.py:39 (256 px), openvla_utils.py:520
+# (JPEG, Lanczos) and :596 (crop).
+ALOHA_CHAIN = ImageChain(stored_px=256, jpeg_lanczos=True, crop_area=0.9)
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,8 @@ class ImageProcessor:
         """[h, w, 3] -> [size, size, 3]."""
         if self.chain.rotate_180:
             rgb = rgb[::-1, ::-1]
+        if self.chain.stored_px:
+            rgb = _resize_bicubic(rgb, self.chain.stored_px)
         if self.chain.jpeg_lanczos:
             rgb = resize_lanczos3(jpeg_round_trip(rgb), self.size)
         if self.chain.crop_area < 1:

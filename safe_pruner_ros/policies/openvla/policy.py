@@ -33,7 +33,7 @@ from safe_pruner_ros.policies.openvla.files import OpenVLAFiles
 from safe_pruner_ros.policies.openvla.images import ImageProcessor
 from safe_pruner_ros.policies.openvla.network import OpenVLANetwork, load_network, run_network
 from safe_pruner_ros.policies.openvla.prompt import PromptEncoder
-from safe_pruner_ros.policies.policy import PolicyOutputError
+from safe_pruner_ros.policies.policy import NoActionError, PolicyOutputError
 from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, rotate
 
 
@@ -117,10 +117,22 @@ def ids_to_actions(
     ids: Int64[torch.Tensor, ' n'], vocabulary: int, n_bins: int
 ) -> Float[torch.Tensor, ' n']:
     """Token ids -> normalised actions: centres of the ``n_bins - 1`` intervals of [-1, 1]. Ids
-    that are no action token fall on the nearest end, as upstream."""
+    that are no action token fall on the nearest end, as upstream: see `check_ids`."""
     edges = np.linspace(-1, 1, n_bins)
     centres = torch.from_numpy((edges[:-1] + edges[1:]) / 2).to(ids.device)
     return centres[(vocabulary - ids - 1).clamp(0, n_bins - 2)]
+
+
+def check_ids(ids: Int64[torch.Tensor, ' n'], vocabulary: int, n_bins: int) -> None:
+    """Raise NoActionError unless all ``ids`` are action tokens. Upstream takes any other, as
+    the end of the sentence or a word, for the joint's extreme: a motion that nobody predicted."""
+    lowest = vocabulary - n_bins
+    if not bool(((ids >= lowest) & (ids < vocabulary)).all()):
+        raise NoActionError(
+            f'the policy answered with the token ids {ids.tolist()}, of which not all are action '
+            f'tokens ({lowest} to {vocabulary - 1}); give an instruction and pictures like those '
+            'of its training, and check that the checkpoint was fine-tuned to act'
+        )
 
 
 class OpenVLAPolicy(OpenVLAFamilyPolicy):
@@ -177,6 +189,7 @@ class OpenVLAPolicy(OpenVLAFamilyPolicy):
             **self._how(inputs, step),
         )
         size = self._network.size
+        check_ids(action_ids, size.vocabulary, size.n_bins)
         return Act(out, ids_to_actions(action_ids, size.vocabulary, size.n_bins)[None])
 
 

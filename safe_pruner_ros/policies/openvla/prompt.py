@@ -10,6 +10,9 @@ from safe_pruner_ros.policies.policy import InstructionError
 
 BOS, EOS = 1, 2
 EMPTY_WORD = 29871  # Llama's lone space; every training prompt ends with it
+# What is fed by number must mean what it meant in training; another vocabulary of 32000 tokens
+# fits the network as well.
+IDENTITY = {'<s>': BOS, '</s>': EOS, '▁': EMPTY_WORD}
 MAX_PROMPT_TOKENS = 256  # an instruction this long is no task of any training set
 
 
@@ -33,6 +36,8 @@ class PromptEncoder:
 
 
 def read_prompt_encoder(folder: Path) -> PromptEncoder:
+    """From tokenizer.json. Raises FileNotFoundError, or ValueError for a file that is none or not
+    Llama-2's."""
     path = folder / 'tokenizer.json'
     if not path.is_file():
         raise FileNotFoundError(
@@ -40,6 +45,17 @@ def read_prompt_encoder(folder: Path) -> PromptEncoder:
             'share one)'
         )
     try:
-        return PromptEncoder(Tokenizer.from_file(str(path)))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ValueError(f'{path} is not a readable tokenizer: {error}') from error
+    # A training run saves what it batched with: padding would be read as words, and truncation
+    # would cut the instruction in silence.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    found = {token: tokenizer.token_to_id(token) for token in IDENTITY}
+    if found != IDENTITY:
+        raise ValueError(
+            f'{path} is not the tokenizer of OpenVLA and CogACT (Llama-2): its ids are {found}, '
+            f'expected {IDENTITY}; take it from an official OpenVLA checkpoint (all share one)'
+        )
+    return PromptEncoder(tokenizer)

@@ -17,6 +17,7 @@ from safe_pruner_ros.policies.action_layout import ActionDimension, ActionLayout
 from safe_pruner_ros.policies.action_statistics import Range
 from safe_pruner_ros.policies.catalog import CAUSAL
 from safe_pruner_ros.policies.cogact.diffusion import DDIMSampler, DiffusionSettings, signal_shares
+from safe_pruner_ros.policies.cogact.ensemble import AdaptiveEnsemble
 from safe_pruner_ros.policies.cogact.files import MEAN, STD
 from safe_pruner_ros.policies.cogact.policy import (
     CogACTPolicy,
@@ -25,11 +26,13 @@ from safe_pruner_ros.policies.cogact.policy import (
     read_cognition,
     to_physical,
 )
-from safe_pruner_ros.policies.deployment import Deployment
+from safe_pruner_ros.policies.deployment import Deployment, read_deployment
 from safe_pruner_ros.policies.policy import InstructionError, PolicyOutputError
 from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, run_pruned
+from safe_pruner_ros.runtime.config_yaml import load_config
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
+CONFIG = Path(__file__).parents[3] / 'config'
 JOINTS = ('a', 'b', 'c', 'd', 'e', 'f', 'grip')
 PERIOD_NS = 200_000_000
 QUICK = DiffusionSettings(n_steps=2, ensemble_horizon=1)
@@ -48,6 +51,7 @@ def policy(
         absolute(JOINTS),
         tiny.statistics_key,
         PERIOD_NS / 1e9,
+        execution_horizon=1,  # so that chunks may be averaged
         dtype='float32',
         diffusion=QUICK,
     )
@@ -271,12 +275,13 @@ def test_chunks_are_averaged_where_they_meet_in_time(cogact_tiny: SimpleNamespac
 
 
 def test_the_ensemble_forgets(cogact_tiny: SimpleNamespace) -> None:
-    """A new episode, another instruction, a clock that goes back."""
+    """A new episode, another instruction, a clock that goes back, plans that became void."""
     ensemble = replace(QUICK, ensemble_horizon=7)
     blue = 'pick up the blue block'
     changes = {
         'instruction': observation(1, blue, PERIOD_NS),
         'reset': observation(1, stamp_ns=PERIOD_NS),
+        'void': observation(1, stamp_ns=PERIOD_NS),
         'clock': observation(1, stamp_ns=-PERIOD_NS),
     }
     for what, seen in changes.items():
@@ -285,6 +290,10 @@ def test_the_ensemble_forgets(cogact_tiny: SimpleNamespace) -> None:
             each.predict(observation())
             if what == 'reset':
                 each.reset()
+        if what == 'void':
+            tested.forget_plans()
+            alone = policy(cogact_tiny)  # a second step that joins nothing: noise goes on
+            alone.predict(observation())
         got, expected = tested.predict(seen), alone.predict(seen)
         assert np.array_equal(got.chunk.positions, expected.chunk.positions), what
     blended = policy(cogact_tiny, diffusion=ensemble)
@@ -376,6 +385,45 @@ def test_chunks_that_count_from_their_own_query_are_not_averaged(
     with pytest.raises(ValueError, match=r"'a', .*cannot be averaged; set diffusion.ensemble_h"):
         policy(cogact_tiny, actions=layout, diffusion=joined)
     policy(cogact_tiny, actions=layout, diffusion=QUICK)
+
+
+@pytest.mark.parametrize('horizon', [2, None])
+def test_an_ensemble_takes_a_query_at_every_action(
+    cogact_tiny: SimpleNamespace, horizon: int | None
+) -> None:
+    joined = replace(QUICK, ensemble_horizon=2)
+    n, age_s = (2, 0.4) if horizon else (16, 3.2)
+    complaint = (
+        f'ensemble_horizon 2 with execution_horizon {n} would mix plans {age_s} s old .* '
+        'set diffusion.ensemble_horizon to 1, or execution_horizon to 1'
+    )
+    with pytest.raises(ValueError, match=complaint):
+        policy(cogact_tiny, diffusion=joined, execution_horizon=horizon)
+    policy(cogact_tiny, diffusion=QUICK, execution_horizon=horizon)
+
+
+def lag_s(ensemble: DiffusionSettings, execution_horizon: int) -> float:
+    """From the query whose chunks all say 1 where those before said 0, until 0.9 is sent."""
+    tested = AdaptiveEnsemble(ensemble.ensemble_horizon, ensemble.ensemble_alpha, PERIOD_NS)
+    sent = []
+    for query in range(-10, 20):
+        stamp_ns = query * execution_horizon * PERIOD_NS
+        chunk = np.full((16, 7), float(query >= 0))
+        sent.append(tested.average(chunk, stamp_ns)[:execution_horizon, 0])
+        tested.remember(chunk, stamp_ns)
+    after = np.concatenate(sent[10:])
+    return int(np.flatnonzero(after >= 0.9)[0]) * PERIOD_NS / 1e9
+
+
+def test_the_shipped_policy_file_does_not_lag() -> None:
+    for horizon, executed, expected_s in [(2, 5, 1.0), (7, 5, 2.2), (2, 1, 0.2), (1, 5, 0.0)]:
+        ensemble = DiffusionSettings(ensemble_horizon=horizon)
+        assert lag_s(ensemble, executed) == pytest.approx(expected_s), (horizon, executed)
+    shipped = load_config(CONFIG / 'robots/sim.yaml', CONFIG / 'policies/cogact.yaml')
+    deployment = read_deployment(shipped.policy.deployment_values())
+    assert deployment.execution_horizon == 5
+    assert lag_s(deployment.diffusion, deployment.execution_horizon) == 0
+    assert lag_s(DiffusionSettings(), 16) == 0
 
 
 def test_bad_observations_are_refused(cogact_tiny: SimpleNamespace) -> None:

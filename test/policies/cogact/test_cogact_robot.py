@@ -13,6 +13,7 @@ from safe_pruner_ros.core.catalog import accepted_settings
 from safe_pruner_ros.policies.catalog import build_policy
 from safe_pruner_ros.runtime.config import check_policy_fits
 from safe_pruner_ros.runtime.config_yaml import load_config
+from safe_pruner_ros.runtime.preflight import refuse_misfits
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
 SIM = Path(__file__).parents[3] / 'config' / 'robots' / 'sim.yaml'
@@ -29,6 +30,38 @@ def test_preflight_passes_and_names_what_does_not_fit(
     two_arms.policy_file.write_text(text.replace('n_steps: 10', 'n_steps: 21'))
     assert main(arguments) == 1
     assert 'n_steps must be one of [1, 2, 3' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('own', 'deployed', 'executed'),
+    [(None, 5, 5), (5, 1, 5), (None, 1, 1), (1, 5, 1)],
+    ids=['deployment', 'policy', 'neither', 'policy takes it back'],
+)
+def test_an_ensemble_of_chunks_is_refused_wherever_their_length_is_set(
+    two_arms: SimpleNamespace,
+    capsys: pytest.CaptureFixture[str],
+    own: int | None,
+    deployed: int,
+    executed: int,
+) -> None:
+    """By preflight and at configure, for what is executed in the end."""
+    text = two_arms.policy_file.read_text()
+    text = text.replace('ensemble_horizon: 1,', 'ensemble_horizon: 2,')
+    text = text.replace('    execution_horizon: 5', f'    execution_horizon: {deployed}')
+    if own:
+        text = text.replace('  name: cogact\n', f'  name: cogact\n  execution_horizon: {own}\n')
+    two_arms.policy_file.write_text(text)
+    config = load_config(SIM, two_arms.policy_file)
+    words = f'diffusion.ensemble_horizon 2 with execution_horizon {executed} would mix plans'
+    code = main(['preflight', '--topics', 'off', '--policy-file', str(two_arms.policy_file)])
+    out = capsys.readouterr().out
+    if executed == 1:
+        assert code == 0 and '1 of 16 actions every 0.2 s' in out
+        refuse_misfits(config)
+    else:
+        assert code == 1 and f'PROBLEM  deployment: {words}' in out
+        with pytest.raises(ValueError, match=words):
+            refuse_misfits(config)
 
 
 def test_two_arms_move_and_their_grippers_open_with_one(two_arms: SimpleNamespace) -> None:

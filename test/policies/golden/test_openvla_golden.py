@@ -88,7 +88,8 @@ def write_checkpoint(golden: SimpleNamespace, folder: Path, platform: str = '') 
     vocabulary = {
         word: 300 + int((golden.uniform(f'word {word}', ()) + 1) / 2 * 31000) for word in WORDS
     }
-    tokenizer = Tokenizer(models.WordLevel({'<unk>': 0, **vocabulary}, unk_token='<unk>'))
+    vocabulary |= {'<unk>': 0, '<s>': 1, '</s>': 2, '▁': EMPTY_WORD}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / 'tokenizer.json'))
     if platform:

@@ -6,14 +6,17 @@ import json
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from helpers.fake_policy import FakePolicy
 
 from safe_pruner_ros.policies.embedded import SHIPPED_WEIGHTS, load_weights, save_weights
-from safe_pruner_ros.policies.policy import PolicySpec
-from safe_pruner_ros.ros.startup import build_configured_policy, describe_timing
+from safe_pruner_ros.policies.policy import NoActionError, PolicyOutputError, PolicySpec
+from safe_pruner_ros.ros.startup import build_configured_policy, describe_timing, warm_up
 from safe_pruner_ros.runtime.config import ConfigError
 from safe_pruner_ros.runtime.config_yaml import load_config
+from safe_pruner_ros.runtime.preflight import refuse_misfits
 
 CONFIG = Path(__file__).parents[3] / 'config'
 
@@ -45,6 +48,26 @@ def test_every_problem_is_told_at_once_and_as_json(tiny_oft, preflight) -> None:
     assert "no statistics for 'bridge'; choose from ['lab_robot']" in problems['statistics']
     assert 'take it from an official OpenVLA checkpoint' in problems['tokenizer']
     assert 'copied in part?' in problems['weights']
+
+
+def test_a_folder_trained_with_random_crops_needs_the_crop(tiny_oft, preflight) -> None:
+    """Upstream's training says so in the name of the folder."""
+    folder = tiny_oft.folder.rename(tiny_oft.folder.with_name('x--image_aug'))
+    tiny_oft.edit(f'checkpoint: {tiny_oft.folder}', f'checkpoint: {folder}')
+    arguments = ('--policy-file', str(tiny_oft.file), '--topics', 'off')
+    code, out = preflight(*arguments)
+    assert code == 1 and '1 problem' in out
+    assert re.search(
+        '^PROBLEM  deployment: .*x--image_aug was trained with random crops.*crop_area is 1.*'
+        'set image_chain.crop_area to 0.9, or rename the folder',
+        out,
+        re.MULTILINE,
+    )
+    with pytest.raises(ValueError, match='trained with random crops'):
+        refuse_misfits(load_config(CONFIG / 'robots' / 'sim.yaml', tiny_oft.file))
+    tiny_oft.edit('period_s: 0.1', 'period_s: 0.1\n    image_chain: {crop_area: 0.9}')
+    code, out = preflight(*arguments)
+    assert code == 0, out
 
 
 def test_an_odd_file_does_not_hide_the_rest(tiny_oft, preflight) -> None:
@@ -190,6 +213,19 @@ def test_the_node_says_the_same_at_configure() -> None:
     assert len(describe_timing(config, one, float('nan'))) == 1
     shipped = PolicySpec('embedded', (), (), chunk_size=8, period_s=0.1, execution_horizon=4)
     assert describe_timing(config, shipped, 60.0) == []
+
+
+def test_a_policy_may_find_no_action_for_the_noise_of_the_warm_up() -> None:
+    """A language model may answer noise with a word; weights that give NaN are refused."""
+    layout = load_config(CONFIG / 'robots' / 'sim.yaml').robot.layout
+    for error, is_fine in ((NoActionError('a word'), True), (PolicyOutputError('NaN'), False)):
+        policy = FakePolicy(joint_names=layout.names)
+        policy.predict = Mock(side_effect=error)
+        if is_fine:
+            assert warm_up(policy, layout, 'lift') > 0 and policy.resets == 1
+        else:
+            with pytest.raises(PolicyOutputError, match='NaN'):
+                warm_up(policy, layout, 'lift')
 
 
 def test_measuring_waits_for_files_that_fit(preflight, tiny_oft) -> None:

@@ -24,7 +24,7 @@ from safe_pruner_ros.policies.openvla.policy import (
     ids_to_actions,
     openvla_layout,
 )
-from safe_pruner_ros.policies.policy import PolicyOutputError
+from safe_pruner_ros.policies.policy import NoActionError, PolicyOutputError
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
 JOINTS = ('a', 'b', 'c', 'd', 'e', 'f', 'grip')
@@ -299,6 +299,36 @@ def test_a_pruned_step_keeps_the_stated_number(openvla_tiny: SimpleNamespace) ->
     tested = policy(openvla_tiny, retention_ratio=0.25, similarity_threshold=0.0)
     assert tested.predict(observation()).trace.keyframe_reason == 'first step'
     assert tested.predict(observation(1)).trace.n_retained == 4
+
+
+@pytest.mark.parametrize('bad', [2, 13, 31743, 32000, 32063])
+def test_a_token_that_is_no_action_stops_the_step_and_leaves_no_trace(
+    openvla_tiny: SimpleNamespace, bad: int
+) -> None:
+    """The end of the sentence, a newline, what borders on the actions, padding."""
+    settings = {'retention_ratio': 0.25, 'similarity_threshold': 0.0}
+    tested, untouched, probe = (policy(openvla_tiny, **settings) for _ in range(3))
+    logits: list[torch.Tensor] = []
+    probe.network.lm_head.register_forward_hook(lambda *call: logits.append(call[2][0, -1]))
+    for seed in range(3):
+        probe.predict(observation(seed))
+    for seed in range(2):
+        assert_steps_alike(tested, untouched, seed)
+    head = tested.network.lm_head.weight
+    saved, usual = head[bad].clone(), logits[-4].argmax()
+    head[bad] = 2 * head[usual]  # likelier than the fourth token of the third answer
+    with pytest.raises(NoActionError, match=rf'{bad}.* not all are action tokens \(31744 to 31'):
+        tested.predict(observation(2))
+    head[bad] = saved
+    for seed in range(2, 4):
+        assert_steps_alike(tested, untouched, seed)
+
+
+def assert_steps_alike(a: OpenVLAPolicy, b: OpenVLAPolicy, seed: int) -> None:
+    one, two = a.predict(observation(seed)), b.predict(observation(seed))
+    assert np.array_equal(one.chunk.positions, two.chunk.positions)
+    assert one.trace.keyframe_reason == two.trace.keyframe_reason
+    assert np.array_equal(one.trace.retained_index, two.trace.retained_index)
 
 
 def test_nan_in_the_language_head_stops_the_step(openvla_tiny: SimpleNamespace) -> None:

@@ -14,6 +14,7 @@ from safe_pruner_ros.policies.action_statistics import read_range
 from safe_pruner_ros.policies.catalog import build_policy
 from safe_pruner_ros.policies.deployment import read_deployment
 from safe_pruner_ros.policies.openvla.images import (
+    ALOHA_CHAIN,
     LIBERO_CHAIN,
     ImageChain,
     ImageProcessor,
@@ -22,7 +23,9 @@ from safe_pruner_ros.policies.openvla.images import (
     read_image_processor,
     resize_lanczos3,
 )
+from safe_pruner_ros.runtime.config_yaml import load_config
 
+CONFIG = Path(__file__).parents[3] / 'config'
 HALF = (0.5, 0.5, 0.5)
 VALUES = {
     'views': ['head'],
@@ -81,6 +84,21 @@ def test_libero_chain_turns_the_image_over() -> None:
     assert (chained - turned).abs().mean() < 0.1 < (chained - upright).abs().mean()
 
 
+def test_the_shipped_aloha_file_has_the_chain_of_upstreams_aloha_robot() -> None:
+    """Camera picture -> 256 px, JPEG, Lanczos to 224 px, centre crop (openvla-oft 213c5ff,
+    experiments/robot: aloha/aloha_utils.py:39-49, openvla_utils.py:520-543 and 596-630)."""
+    shipped = load_config(CONFIG / 'robots/aloha.yaml', CONFIG / 'policies/openvla_oft_aloha.yaml')
+    chain = read_deployment(shipped.policy.deployment_values()).image_chain
+    assert chain == ALOHA_CHAIN
+    rgb = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    squashed = np.array(Image.fromarray(rgb).resize((256, 256), Image.Resampling.BICUBIC))
+    expected = centre_crop(resize_lanczos3(jpeg_round_trip(squashed), 224), 0.9)
+    tested = ImageProcessor(224, (HALF, HALF), (HALF, HALF), chain)
+    assert np.array_equal(tested.resize(rgb), expected)
+    plain = ImageProcessor(224, (HALF, HALF), (HALF, HALF)).resize(rgb)
+    assert np.abs(plain.astype(int) - expected).mean() > 5
+
+
 @pytest.mark.parametrize(
     ('change', 'complaint'),
     [
@@ -134,6 +152,7 @@ def test_deployment_is_read_from_plain_values() -> None:
         ({'actions': [{'joint': 'a', 'semantics': 'velocity'}]}, "got 'velocity'"),
         ({'proprioception': ['z']}, r"\['z'\], which no action drives"),
         ({'image_chain': {'crop_area': 0}}, 'use 1.0'),
+        ({'image_chain': {'stored_px': -1}}, 'stored_px must be at least 0, got -1'),
         ({'execution_horizon': 0}, 'at least 1, got 0'),
         ({'chunk_size': 0}, 'at least 1, got 0'),
         ({'period_s': float('inf')}, 'finite'),
