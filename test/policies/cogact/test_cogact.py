@@ -101,7 +101,7 @@ def test_a_step_equals_plain_torch(cogact_tiny: SimpleNamespace) -> None:
         sampled = tiny.reference.sample(hidden[-1], noise, (50, 0), 1.5, shares)
         got = tested.predict(seen).chunk
         assert got.positions.shape == (16, 7) and got.joint_names == JOINTS
-        np.testing.assert_allclose(got.positions, physical(tiny, sampled), atol=1e-5)
+        np.testing.assert_allclose(got.positions, physical(tiny, sampled), atol=5e-5)
         other_row = tiny.reference.sample(hidden[-2], noise, (50, 0), 1.5, shares)
         assert np.abs(got.positions - physical(tiny, other_row)).max() > 1e-2
 
@@ -138,7 +138,7 @@ def test_leaving_equals_being_masked(cogact_tiny: SimpleNamespace) -> None:
     assert len(masked) == 12
     embeddings = embeddings_of(cogact_tiny, seen)
     expected = cogact_tiny.reference.hidden(embeddings, masked)[-1]
-    assert (cognition[0] - expected).abs().max() < 1e-5
+    assert (cognition[0] - expected).abs().max() < 5e-5
     unpruned = cogact_tiny.reference.hidden(embeddings)[-1]
     assert (cognition[0] - unpruned).abs().max() > 1e-2
     all_see_all = cogact_tiny.reference.hidden(embeddings, masked, causal=False)[-1]
@@ -193,13 +193,13 @@ def test_guidance_batches_the_condition_first(cogact_tiny: SimpleNamespace) -> N
     steps, reference = (75, 50, 25, 0), cogact_tiny.reference
     got = DDIMSampler(dit, 4, 2.5).sample(cognition, noise)
     expected = reference.sample(cognition[0], noise[0], steps, 2.5, shares)
-    assert (got - expected).abs().max() < 1e-5
+    assert (got - expected).abs().max() < 5e-5
     # c + s (u - c) = u + (1 - s) (c - u)
     swapped = reference.sample(cognition[0], noise[0], steps, 1 - 2.5, shares)
     assert (got - swapped).abs().max() > 1e-2
     alone = DDIMSampler(dit, 4, 1.0).sample(cognition, noise)
     unguided = reference.sample(cognition[0], noise[0], steps, 1, shares)
-    assert (alone - unguided).abs().max() < 1e-5
+    assert (alone - unguided).abs().max() < 5e-5
     assert (alone - got).abs().max() > 1e-2
 
 

@@ -106,7 +106,7 @@ def test_vision_equals_timms_vision_transformers(
     expected = openvla_tiny.reference.visual(pixels)
     got = model.network.encode_images(pixels)
     assert got.shape == (1, 2 * openvla_tiny.n_patches, 32)
-    assert (got - expected).abs().max() < 1e-5
+    assert (got - expected).abs().max() < 5e-5
     swapped = torch.cat([pixels[:, 3:], pixels[:, :3]], dim=1)  # SigLIP first would be wrong
     assert (model.network.encode_images(swapped) - expected).abs().max() > 1e-2
 
@@ -121,7 +121,7 @@ def test_actions_equal_the_reference_and_the_read_out_is_one_row_early(
     expected = physical(openvla_tiny, head(hidden[n - 2 - n_action : n - 2]))
     got = policy(openvla_tiny, 'unpruned').predict(seen).chunk
     assert got.positions.shape == (CHUNK, 7) and got.joint_names == JOINTS
-    np.testing.assert_allclose(got.positions, expected, atol=1e-5)
+    np.testing.assert_allclose(got.positions, expected, atol=5e-5)
     placeholders = physical(openvla_tiny, head(hidden[n - 1 - n_action : n - 1]))
     assert np.abs(got.positions - placeholders).max() > 1e-2
 
@@ -205,9 +205,9 @@ def test_leaving_equals_being_masked(
     assert len(masked) == 24
     hidden = reference_hidden(openvla_tiny, embeddings, masked=masked, masked_from=3)[0]
     rows = hidden[layout.readout.start : layout.readout.stop]
-    assert (out.rows(layout.readout) - rows).abs().max() < 1e-5
+    assert (out.rows(layout.readout) - rows).abs().max() < 5e-5
     expected = openvla_tiny.reference.action_head(rows)
-    assert (actions - expected).abs().max() < 1e-5
+    assert (actions - expected).abs().max() < 5e-5
     unpruned = reference_hidden(openvla_tiny, embeddings)[0]
     assert (unpruned[layout.readout.start : layout.readout.stop] - rows).abs().max() > 1e-2
 
