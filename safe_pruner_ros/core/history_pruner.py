@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from safe_pruner_ros.core.step_history import PastStep, StepHistory
 from safe_pruner_ros.core.tokens import QueryGroup
 
 
-class HistoryPruner(ScorePruner):
+class HistoryPruner(ScorePruner, ABC):
     """Remembers of each of the last ``length`` steps the saliency that the ``queries`` rows give
     in ``layers``, their mean; measured on pruned steps, too."""
 
@@ -41,9 +42,9 @@ class HistoryPruner(ScorePruner):
         self._history = StepHistory(length)
         self._keyframe_forced = False
 
+    @abstractmethod
     def why_in_full(self, past: list[PastStep]) -> KeyframeReason | None:
         """Why a step that remembers ``past``, most recent first, runs in full; None: no reason."""
-        raise NotImplementedError(f'{type(self).__name__} must define why_in_full(past)')
 
     def plan(self, context: StepContext) -> StepPlan:
         plan = super().plan(context)

@@ -54,12 +54,14 @@ def read_episodes(path: Path) -> list[dict[str, Any]]:
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """(episodes, bytes up to the end of the last whole line)."""
-    if not path.is_file():
-        return [], 0
+    return _parse_lines(_content(path), path) if path.is_file() else ([], 0)
+
+
+def _parse_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
     records: list[dict[str, Any]] = []
     first: dict[EpisodeKey, int] = {}
     end = 0
-    for number, raw in enumerate(io.BytesIO(_content(path)), start=1):  # splits at \n only
+    for number, raw in enumerate(io.BytesIO(content), start=1):  # splits at \n only
         if _is_torn(raw):
             break
         record = _parse(raw)
@@ -202,8 +204,9 @@ class ResultsFolder:
         """What a kill in the middle of this leaves out would only run again."""
         packed = self.path.with_name(self.path.name + PACKED)
         if file.tell() == 0 and packed.is_file():
-            read_episodes(packed)  # refuses what cannot be gone on with
-            file.write(_content(packed))
+            content = _content(packed)
+            _parse_lines(content, packed)  # refuses what cannot be gone on with
+            file.write(content)
             file.flush()
 
     def _lock(self, file: IO[bytes]) -> None:

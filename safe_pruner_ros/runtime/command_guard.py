@@ -8,7 +8,7 @@ The measured pose is used once, to start from.
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +21,7 @@ from safe_pruner_ros.runtime.config import GuardConfig, RobotConfig
 from safe_pruner_ros.runtime.config_robot import MAX_STEP_RATE_HZ
 from safe_pruner_ros.runtime.oscillation import OscillationDetector
 from safe_pruner_ros.runtime.stamps import CLOCK_JUMP_NS, NS_PER_S, seconds
+from safe_pruner_ros.runtime.tracking import Tracking, rounded
 from safe_pruner_ros.types import ArmState, FloatArray, JointCommand
 
 SOFT_START_FLOOR = 0.1  # share of the step limit at the first command of a soft start
@@ -63,7 +64,7 @@ class CommandGuard:
         share = min(1.0, MAX_STEP_RATE_HZ / control_rate_hz)
         self._max_step = share * np.array([joint.max_step for joint in robot.joints])
         self._gripper = robot.layout.is_gripper
-        self._is_followed = not robot.dry_run  # a preview moves nothing, so nothing tracks it
+        self._tracking = Tracking(robot, config)
         tolerance = np.where(
             self._gripper, config.max_start_outside_gripper, config.max_start_outside_rad
         )
@@ -80,8 +81,7 @@ class CommandGuard:
         """`forget`, and the FAULT."""
         with self._lock:
             self._fault: Reason | None = None
-            self._lost: Reason | None = None
-            self._losses_ns: deque[int] = deque()
+            self._tracking.reset()
             self.forget()
 
     def forget(self) -> None:
@@ -134,7 +134,7 @@ class CommandGuard:
         from it is not repeated either.
         """
         with self._lock:
-            if self._is_old(now_ns) or self._far_from(doubted, now_ns).any():
+            if self._is_old(now_ns) or self._tracking.is_lost(self._last, doubted, now_ns):
                 self.forget()
             verdict = self._judge(command, state, now_ns, tuple(reasons))
             self._counts.update([verdict.action, *(code.value for code in verdict.codes)])
@@ -153,13 +153,13 @@ class CommandGuard:
             self._fault = next((r for r in reasons if r.code in FAULT_CODES), None)
         if self._fault is not None:
             return self._faulted(reasons)
-        if lost := self._tracking_problem(state, now_ns):
+        if lost := self._tracking.problem(self._last, state, now_ns):
             # Going on, or even holding, would throw the arm back once it is free again.
             self.forget()
-            if fault := self._note_loss(lost, now_ns):
+            if fault := self._tracking.note_loss(lost, now_ns):
                 self._fault = fault
                 return self._faulted(reasons)
-        if lost := self._just_lost(now_ns):
+        if lost := self._tracking.just_lost(now_ns):
             reasons += (lost,)
         if not reasons:
             reasons = self._stale(command, state, now_ns)
@@ -260,57 +260,6 @@ class CommandGuard:
             -CLOCK_JUMP_NS <= passed_ns <= MAX_TICK_GAP_S * NS_PER_S
         )
 
-    def _far_from(self, state: ArmState | None, now_ns: int) -> BoolArray:
-        """Arm joints that stand too far from the last command; none where that is unknown."""
-        error = self._tracking_error(state, now_ns)
-        return error > self._config.max_tracking_error_rad
-
-    def _tracking_error(self, state: ArmState | None, now_ns: int) -> FloatArray:
-        """Of the arm joints [rad]; 0 where it is unknown."""
-        unknown = np.zeros(len(self._names))
-        if not self._is_followed or self._last is None or state is None:
-            return unknown
-        if state.positions.shape != self._last.shape:
-            return unknown
-        if seconds(now_ns - state.stamp_ns) > self._config.max_state_age_s:
-            return unknown
-        return np.where(self._gripper, 0.0, np.abs(state.positions - self._last))
-
-    def _tracking_problem(self, state: ArmState | None, now_ns: int) -> Reason | None:
-        lost = self._far_from(state, now_ns)
-        if not lost.any():
-            return None
-        error = self._tracking_error(state, now_ns)
-        return Reason(
-            Code.TRACKING_LOST,
-            f'{self._which(lost)} are {_rounded(error[lost])} rad from their command (limit '
-            f'{self._config.max_tracking_error_rad}); sending ended, the next start is soft',
-        )
-
-    def _note_loss(self, lost: Reason, now_ns: int) -> Reason | None:
-        """Count it; a FAULT rather than to push against a blocked arm again and again."""
-        losses, config = self._losses_ns, self._config
-        self._lost = lost
-        losses.append(now_ns)
-        while not 0 <= seconds(now_ns - losses[0]) <= config.tracking_window_s:
-            losses.popleft()
-        if len(losses) < config.max_tracking_losses:
-            return None
-        return Reason(
-            Code.TRACKING_FAILING,
-            f'{len(losses)} times within {config.tracking_window_s:g} s the arms were not where '
-            f'they were sent, the last time {lost.text}. Remove what blocks them, or check their '
-            f'controller, then reset',
-        )
-
-    def _just_lost(self, now_ns: int) -> Reason | None:
-        """The loss itself and the hold after it: long enough for diagnostics to be seen."""
-        if self._losses_ns:
-            since_s = seconds(now_ns - self._losses_ns[-1])
-            if 0 <= since_s <= self._config.tracking_hold_s:
-                return self._lost
-        return None
-
     def _targets(self, command: JointCommand) -> FloatArray | Reason:
         """Targets in layout order, finite and in a believable unit."""
         given = dict(zip(command.joint_names, np.asarray(command.positions).ravel(), strict=False))
@@ -328,7 +277,7 @@ class CommandGuard:
         if wild.any():
             return Reason(
                 Code.GRIPPER_RANGE,
-                f'{self._which(wild)} should go to {_rounded(targets[wild])}, far outside 0..1 '
+                f'{self._which(wild)} should go to {rounded(targets[wild])}, far outside 0..1 '
                 f'(closed fraction); the policy uses another unit',
             )
         return targets
@@ -341,7 +290,7 @@ class CommandGuard:
         if wrong.any():
             return Reason(
                 Code.STATE_OUTSIDE_LIMITS,
-                f'{self._which(wrong)} stand at {_rounded(measured[wrong])}, limits '
+                f'{self._which(wrong)} stand at {rounded(measured[wrong])}, limits '
                 f'{self._lower[wrong].tolist()} to {self._upper[wrong].tolist()}; move the arm '
                 f'inside by hand or with the teach pendant',
             )
@@ -350,7 +299,7 @@ class CommandGuard:
         if far.any():
             return Reason(
                 Code.START_ERROR,
-                f'the first targets of {self._which(far)} are {_rounded(error[far])} '
+                f'the first targets of {self._which(far)} are {rounded(error[far])} '
                 f'rad from the measured pose (limit {self._config.max_start_error_rad}); bring '
                 f'the arms near the poses that the policy was trained from',
             )
@@ -407,7 +356,3 @@ class CommandGuard:
     def _which(self, mask: BoolArray) -> str:
         names = [name for name, marked in zip(self._names, mask, strict=True) if marked]
         return ', '.join(names)
-
-
-def _rounded(values: FloatArray) -> str:
-    return ', '.join(f'{value:.4g}' for value in values)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_pi05 import TINY_PI05
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -18,20 +19,12 @@ from safe_pruner_ros.policies.action_statistics import Range
 from safe_pruner_ros.policies.catalog import build_policy
 from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.pi05.checkpoint import load_model, read_config
-from safe_pruner_ros.policies.pi05.config import GemmaSize, Pi05Config, VisionSize
+from safe_pruner_ros.policies.pi05.config import Pi05Config
 from safe_pruner_ros.policies.pi05.model import Pi05
 from safe_pruner_ros.policies.pi05.policy import backend
 from safe_pruner_ros.policies.pi05.statistics import load_statistics
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
-BASE = Pi05Config(
-    prefix=GemmaSize(16, 4, 32, n_heads=2, head_dim=8),
-    expert=GemmaSize(8, 4, 16, n_heads=2, head_dim=8),
-    vision=VisionSize(16, 1, 24, n_heads=2, image_size=28),
-    vocabulary_size=128,
-    action_horizon=3,
-    n_denoising_steps=2,
-)
 ROBOT = Deployment(
     ('head',),
     ActionLayout(
@@ -49,7 +42,7 @@ SHARED = 'paligemma_with_expert.'
 def model() -> Pi05:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    return Pi05(BASE).eval()
+    return Pi05(TINY_PI05).eval()
 
 
 def official(model: Pi05, outer: str = '') -> dict[str, torch.Tensor]:
@@ -105,13 +98,13 @@ def characters() -> Tokenizer:
 @pytest.mark.parametrize('layout', ['openpi', 'lerobot'])
 def test_both_layouts_load_and_act(tmp_path, model, layout):
     folder = write(tmp_path, model, layout)
-    loaded = load_model(folder, BASE)
+    loaded = load_model(folder, TINY_PI05)
     own = model.state_dict()
     assert set(loaded.state_dict()) == set(own)
     assert all(torch.equal(own[name], value) for name, value in loaded.state_dict().items())
     assert not [n for n, b in loaded.named_buffers() if b.device.type == 'meta']
 
-    tested = backend.build(folder, ROBOT, 'fastv', {'pruning_layer': 2}, base=BASE)
+    tested = backend.build(folder, ROBOT, 'fastv', {'pruning_layer': 2}, base=TINY_PI05)
     assert tested.spec.joint_names == ('a', 'grip') and tested.spec.chunk_size == 3
     image = CameraImage(np.full((40, 30, 3), 90, np.uint8), 'head', 5)
     state = ArmState(np.array([0.3, 0.5]), ('a', 'grip'), 5)
@@ -129,7 +122,7 @@ def test_bfloat16_acts_alike_and_keeps_its_frequencies_exact(tmp_path, model):
     chunks = []
     for dtype in ('float32', 'bfloat16'):
         robot = replace(ROBOT, dtype=dtype)
-        tested = backend.build(folder, robot, 'safe_pruner', {'pruning_layer': 2}, base=BASE)
+        tested = backend.build(folder, robot, 'safe_pruner', {'pruning_layer': 2}, base=TINY_PI05)
         assert tested.model.projector.weight.dtype == getattr(torch, dtype)
         assert tested.model.language_model.rotary_emb.inv_freq.dtype == torch.float32
         chunks.append(tested.predict(seen).chunk.positions)
@@ -153,11 +146,11 @@ def test_full_size_has_the_parameters_of_pi05():
 def test_too_little_gpu_memory_is_told_before_loading(tmp_path, model, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (1000, 2000))
     with pytest.raises(ValueError, match=r'needs 0\.50 GB on cuda as bfloat16, 0\.00 GB'):
-        load_model(write(tmp_path, model), BASE, 'cuda', torch.bfloat16)
+        load_model(write(tmp_path, model), TINY_PI05, 'cuda', torch.bfloat16)
 
 
 def test_constants_are_those_of_a_fresh_network(tmp_path, model):
-    loaded = load_model(write(tmp_path, model), BASE)
+    loaded = load_model(write(tmp_path, model), TINY_PI05)
     buffers = dict(loaded.named_buffers())
     for name, value in model.named_buffers():
         assert torch.equal(buffers[name], value), name
@@ -172,7 +165,7 @@ def test_the_untied_embedding_and_flat_vision_names_load_too(tmp_path, model):
         name.replace('vision_tower.vision_model.', 'vision_tower.'): v for name, v in state.items()
     }
     save_file(flat, folder / 'model.safetensors')
-    loaded = load_model(folder, BASE)
+    loaded = load_model(folder, TINY_PI05)
     assert torch.equal(loaded.language_model.embed_tokens.weight, embedding)
 
 
@@ -182,7 +175,7 @@ def test_truncated_weights_are_refused(tmp_path, model, keep):
     data = path.read_bytes()
     path.write_bytes(data[: int(keep if keep >= 1 or keep == 0 else keep * len(data))])
     with pytest.raises(ValueError, match='not a readable safetensors file'):
-        load_model(tmp_path, BASE)
+        load_model(tmp_path, TINY_PI05)
 
 
 def test_foreign_weights_are_refused_by_name(tmp_path, model):
@@ -191,16 +184,16 @@ def test_foreign_weights_are_refused_by_name(tmp_path, model):
     pi0 = {name.replace('time_mlp_in', 'action_time_mlp_in'): v for name, v in state.items()}
     save_file(pi0, path)
     with pytest.raises(ValueError, match=r"missing \['time_mlp_in.bias', 'time_mlp_in.weight'\]"):
-        load_model(tmp_path, BASE)
+        load_model(tmp_path, TINY_PI05)
     with pytest.raises(ValueError, match=r"unexpected \['action_time_mlp_in.bias'"):
-        load_model(tmp_path, BASE)
+        load_model(tmp_path, TINY_PI05)
     save_file({**state, 'action_in_proj.bias': torch.zeros(5)}, path)
     with pytest.raises(ValueError, match=r'action_in_proj.bias is \[5\], expected \[8\]'):
-        load_model(tmp_path, BASE)
+        load_model(tmp_path, TINY_PI05)
     poisoned = torch.full_like(state['action_in_proj.bias'], float('nan'))
     save_file({**state, 'action_in_proj.bias': poisoned}, path)
     with pytest.raises(ValueError, match=r"NaN or infinite weights in \['action_in_proj.bias'\]"):
-        load_model(tmp_path, BASE)
+        load_model(tmp_path, TINY_PI05)
 
 
 def test_a_pickle_is_refused_and_never_run(tmp_path, model):
@@ -212,7 +205,7 @@ def test_a_pickle_is_refused_and_never_run(tmp_path, model):
 
     torch.save(Payload(), write(tmp_path, model) / 'model.safetensors')
     with pytest.raises(ValueError, match='not a readable safetensors file'):
-        load_model(tmp_path, BASE)
+        load_model(tmp_path, TINY_PI05)
     assert not canary.exists()
 
 
@@ -251,11 +244,11 @@ def test_a_horizon_is_never_guessed(tmp_path, model, layout):
     with pytest.raises(
         ValueError, match='action_horizon .* chunk_size .*got neither; set action_'
     ):
-        backend.build(tmp_path, ROBOT, 'unpruned', {}, base=BASE)
+        backend.build(tmp_path, ROBOT, 'unpruned', {}, base=TINY_PI05)
     for wrong in (0, '10', 2.0, None, True):
         path.write_text(json.dumps({**values, 'action_horizon': wrong}))
         with pytest.raises(ValueError, match=r"config\.json must say.*got {'action_horizon'"):
-            read_config(tmp_path, BASE)
+            read_config(tmp_path, TINY_PI05)
     path.write_text(json.dumps({**values, 'action_horizon': own}))
     assert read_config(tmp_path).action_horizon == 3
 
@@ -266,16 +259,16 @@ def test_a_folder_of_train_pytorch_needs_two_numbers(tmp_path, model):
     config.unlink()
     (tmp_path / 'metadata.pt').touch()
     with pytest.raises(FileNotFoundError, match=r'train_pytorch.*"action_horizon": 50} there'):
-        backend.build(tmp_path, ROBOT, 'unpruned', {}, base=BASE)
+        backend.build(tmp_path, ROBOT, 'unpruned', {}, base=TINY_PI05)
     said = set()  # in preflight, all the questions that need the file say the same
-    for check in backend.files(tmp_path, ROBOT, base=BASE).checks():
+    for check in backend.files(tmp_path, ROBOT, base=TINY_PI05).checks():
         try:
             check.run()
         except FileNotFoundError as error:
             said.add(str(error))
     assert len(said) == 1
     config.write_text('{"action_dim": 32, "action_horizon": 3}')
-    built = backend.build(tmp_path, ROBOT, 'unpruned', {}, base=BASE)
+    built = backend.build(tmp_path, ROBOT, 'unpruned', {}, base=TINY_PI05)
     assert built.spec.chunk_size == 3
 
 
@@ -288,10 +281,10 @@ def test_what_is_not_there_is_named(tmp_path, model):
     folder = write(tmp_path, model)
     (folder / 'model.safetensors').unlink()
     with pytest.raises(FileNotFoundError, match='convert_jax_model_to_pytorch'):
-        backend.build(folder, ROBOT, 'unpruned', {}, base=BASE)
+        backend.build(folder, ROBOT, 'unpruned', {}, base=TINY_PI05)
     (folder / 'tokenizer.json').rename(folder / 'tokenizer.model')
     with pytest.raises(FileNotFoundError, match='only the tokenizer.json format'):
-        backend.build(folder, ROBOT, 'unpruned', {}, base=BASE)
+        backend.build(folder, ROBOT, 'unpruned', {}, base=TINY_PI05)
 
 
 def test_a_robot_that_does_not_fit_is_refused_before_loading(tmp_path, model, monkeypatch):
@@ -309,7 +302,7 @@ def test_a_robot_that_does_not_fit_is_refused_before_loading(tmp_path, model, mo
         ({'chunk_size': 3}, "policy 'pi05' reads no chunk_size, got 3"),
     ):
         with pytest.raises(ValueError, match=complaint):
-            backend.build(folder, replace(ROBOT, **change), 'unpruned', {}, base=BASE)
+            backend.build(folder, replace(ROBOT, **change), 'unpruned', {}, base=TINY_PI05)
 
 
 def test_lerobot_says_how_many_images_it_was_trained_with(tmp_path, model):
@@ -319,10 +312,10 @@ def test_lerobot_says_how_many_images_it_was_trained_with(tmp_path, model):
     config['input_features'] = {**features, 'observation.state': {}}
     (folder / 'config.json').write_text(json.dumps(config))
     with pytest.raises(ValueError, match='pi05 reads 1 to 2 images'):
-        backend.build(folder, replace(ROBOT, views=tuple('abc')), 'unpruned', {}, base=BASE)
+        backend.build(folder, replace(ROBOT, views=tuple('abc')), 'unpruned', {}, base=TINY_PI05)
 
     def note(*views: str) -> str:
-        files = backend.files(folder, replace(ROBOT, views=views), base=BASE)
+        files = backend.files(folder, replace(ROBOT, views=views), base=TINY_PI05)
         (check,) = [check for check in files.checks() if check.is_note]
         return check.run()
 
@@ -333,7 +326,7 @@ def test_lerobot_says_how_many_images_it_was_trained_with(tmp_path, model):
     (folder / 'config.json').write_text(json.dumps(config))
     assert note('a', 'b') == ''
     with pytest.raises(ValueError, match='pi05 reads 1 to 2 images'):
-        backend.build(folder, replace(ROBOT, views=tuple('abc')), 'unpruned', {}, base=BASE)
+        backend.build(folder, replace(ROBOT, views=tuple('abc')), 'unpruned', {}, base=TINY_PI05)
 
 
 # -- statistics -----------------------------------------------------------------------------------

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.tiny_pi05 import TINY_PI05
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from safe_pruner_ros.policies.action_layout import absolute
 from safe_pruner_ros.policies.action_statistics import Range
 from safe_pruner_ros.policies.deployment import Deployment
-from safe_pruner_ros.policies.pi05.config import GemmaSize, Pi05Config, VisionSize
 from safe_pruner_ros.policies.pi05.files import Pi05Files
 from safe_pruner_ros.policies.pi05.model import Pi05
 from safe_pruner_ros.policies.pi05.policy import Pi05Policy
@@ -26,14 +26,6 @@ from safe_pruner_ros.policies.pi05.prompt import (
 from safe_pruner_ros.policies.pi05.statistics import Statistics
 from safe_pruner_ros.policies.policy import InstructionError
 
-TINY = Pi05Config(
-    prefix=GemmaSize(16, 2, 32, n_heads=2, head_dim=8),
-    expert=GemmaSize(8, 2, 16, n_heads=2, head_dim=8),
-    vision=VisionSize(16, 1, 24, n_heads=2, image_size=28),
-    vocabulary_size=128,
-    action_horizon=3,
-    n_denoising_steps=2,
-)
 ROBOT = Deployment(('head',), absolute('abc'), '', 0.1, 2, prompt='state')
 
 
@@ -87,7 +79,7 @@ def test_an_instruction_that_passes_fits_every_state(padded_to, n_state):
     robot = replace(ROBOT, prompt_state_dim=padded_to)
     around = len('Task: , State: ;\nAction: ') + 1 + 4 * n_state - 1  # BOS, three digits, spaces
     prompt = PromptEncoder(characters(), 'state', around + 20)
-    tested = Pi05Policy(Pi05(TINY), prompt, Statistics(unit, unit), robot, 'unpruned')
+    tested = Pi05Policy(Pi05(TINY_PI05), prompt, Statistics(unit, unit), robot, 'unpruned')
     assert len(prompt.encode('x' * 22, np.full(n_state, -1.0))) < around + 20
     with pytest.raises(InstructionError, match=rf'can grow to {around + 21} tokens.*; shorten'):
         tested.check_instruction('x' * 21)

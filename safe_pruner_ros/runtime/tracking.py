@@ -1,0 +1,93 @@
+"""Whether the arms are where they were sent, and what came of it lately."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import numpy.typing as npt
+
+from safe_pruner_ros.runtime.codes import Code, Reason
+from safe_pruner_ros.runtime.config import GuardConfig, RobotConfig
+from safe_pruner_ros.runtime.stamps import seconds
+from safe_pruner_ros.types import ArmState, FloatArray
+
+
+class Tracking:
+    """Compares arm joints with their last command; grippers may be stopped by what they hold.
+    Not thread safe: the guard locks."""
+
+    def __init__(self, robot: RobotConfig, config: GuardConfig) -> None:
+        self._config = config
+        self._names = robot.layout.names
+        self._gripper = robot.layout.is_gripper
+        self._is_followed = not robot.dry_run  # a preview moves nothing, so nothing tracks it
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget earlier losses."""
+        self._lost: Reason | None = None
+        self._losses_ns: deque[int] = deque()
+
+    def is_lost(self, sent: FloatArray | None, state: ArmState | None, now_ns: int) -> bool:
+        """Whether an arm joint of ``state`` is too far from what was ``sent``; not so where one of
+        the two is missing, or the state is old."""
+        return bool(self._far(self._error(sent, state, now_ns)).any())
+
+    def problem(
+        self, sent: FloatArray | None, state: ArmState | None, now_ns: int
+    ) -> Reason | None:
+        """`is_lost` in words."""
+        error = self._error(sent, state, now_ns)
+        far = self._far(error)
+        if not far.any():
+            return None
+        names = ', '.join(name for name, marked in zip(self._names, far, strict=True) if marked)
+        return Reason(
+            Code.TRACKING_LOST,
+            f'{names} are {rounded(error[far])} rad from their command (limit '
+            f'{self._config.max_tracking_error_rad}); sending ended, the next start is soft',
+        )
+
+    def note_loss(self, lost: Reason, now_ns: int) -> Reason | None:
+        """Count it; a FAULT rather than to push against a blocked arm again and again."""
+        losses, config = self._losses_ns, self._config
+        self._lost = lost
+        losses.append(now_ns)
+        while not 0 <= seconds(now_ns - losses[0]) <= config.tracking_window_s:
+            losses.popleft()
+        if len(losses) < config.max_tracking_losses:
+            return None
+        return Reason(
+            Code.TRACKING_FAILING,
+            f'{len(losses)} times within {config.tracking_window_s:g} s the arms were not where '
+            f'they were sent, the last time {lost.text}. Remove what blocks them, or check their '
+            f'controller, then reset',
+        )
+
+    def just_lost(self, now_ns: int) -> Reason | None:
+        """The loss itself and the hold after it: long enough for diagnostics to be seen."""
+        if self._losses_ns:
+            since_s = seconds(now_ns - self._losses_ns[-1])
+            if 0 <= since_s <= self._config.tracking_hold_s:
+                return self._lost
+        return None
+
+    def _error(self, sent: FloatArray | None, state: ArmState | None, now_ns: int) -> FloatArray:
+        """Of the arm joints [rad]; 0 where it is unknown."""
+        if (
+            not self._is_followed
+            or sent is None
+            or state is None
+            or state.positions.shape != sent.shape
+            or seconds(now_ns - state.stamp_ns) > self._config.max_state_age_s
+        ):
+            return np.zeros(len(self._names))
+        return np.where(self._gripper, 0.0, np.abs(state.positions - sent))
+
+    def _far(self, error: FloatArray) -> npt.NDArray[np.bool_]:
+        return error > self._config.max_tracking_error_rad
+
+
+def rounded(values: FloatArray) -> str:
+    return ', '.join(f'{value:.4g}' for value in values)
