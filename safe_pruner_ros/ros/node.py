@@ -37,6 +37,7 @@ from safe_pruner_ros.ros.startup import (
     describe_timing,
 )
 from safe_pruner_ros.runtime.config import Config, ConfigError
+from safe_pruner_ros.runtime.robot_notes import robot_notes
 
 # Inference in Python may keep the interpreter lock for 5 ms at a time; the control thread wants
 # it back sooner (measured on 2 CPU cores: jitter p99 11 -> 5 ms).
@@ -108,6 +109,8 @@ class SafePrunerNode(LifecycleNode):
                 f'COMMANDS MOVE THE ROBOT {config.robot.name!r} once active: robot.dry_run is '
                 f'false, they go to {topics}'
             )
+            for text in robot_notes(config.robot):
+                self.get_logger().warning(text)
         for text in describe_timing(config, self._session.policy.spec, self._session.warm_up_ms):
             self.get_logger().warning(text)
 

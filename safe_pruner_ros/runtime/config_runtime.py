@@ -127,6 +127,18 @@ class GuardConfig:
         'rad',
         above=0.0,
     )
+    max_stall_error_rad: float = setting(
+        0.15,
+        'arm joint standing still further than this from its command for stall_s: sending ends',
+        'rad',
+        above=0.0,
+    )
+    stall_s: float = setting(
+        1.0,
+        'how long such an arm joint may stand still; an emergency stop looks so',
+        's',
+        above=0.0,
+    )
     tracking_hold_s: float = setting(
         1.5, 'nothing is sent for this long after an arm was not where it was sent', 's', 0.0, 60.0
     )

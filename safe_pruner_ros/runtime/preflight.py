@@ -26,6 +26,7 @@ from safe_pruner_ros.runtime.config_runtime import check_action_age
 from safe_pruner_ros.runtime.finding import Finding, ask, is_good
 from safe_pruner_ros.runtime.policy_timing import ChunkTiming
 from safe_pruner_ros.runtime.pruner_settings import effective_settings, stated_settings
+from safe_pruner_ros.runtime.robot_notes import robot_notes
 
 # How far an absolute action may reach beyond a joint's limits, in spans of the joint, before its
 # unit is in doubt. The guard clamps overshoot; degrees, percent or a gripper from -1 to 1
@@ -42,6 +43,8 @@ def check_config(config: Config) -> Iterator[Finding]:
         moves = 'commands go to ~/preview (dry_run)'
     text = f'{robot.name}, {len(robot.joints)} joints, cameras {cameras}, {moves}'
     yield Finding('ok', 'robot', text)
+    for note in robot_notes(robot):
+        yield Finding('note', 'robot', note)
     yield ask('pruner', lambda: _describe_pruner(config))
     if policy.name == 'embedded':
         yield ask('checkpoint', lambda: _check_embedded(config))

@@ -9,13 +9,21 @@ import numpy.typing as npt
 
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import GuardConfig, RobotConfig
-from safe_pruner_ros.runtime.stamps import seconds
+from safe_pruner_ros.runtime.stamps import NS_PER_S, seconds
 from safe_pruner_ros.types import ArmState, FloatArray
+
+# An arm joint that moved less than this stands still: above an encoder's noise, far below what a
+# slow arm travels within `stall_s`.
+STILL_RAD = 0.02
 
 
 class Tracking:
     """Compares arm joints with their last command; grippers may be stopped by what they hold.
-    Not thread safe: the guard locks."""
+
+    Two ways to lose one: it is far from its command, or it stands still for a while, not so far
+    from it. The latter is what an emergency stop looks like, which no message tells of.
+    Not thread safe: the guard locks.
+    """
 
     def __init__(self, robot: RobotConfig, config: GuardConfig) -> None:
         self._config = config
@@ -28,6 +36,7 @@ class Tracking:
         """Forget earlier losses."""
         self._lost: Reason | None = None
         self._losses_ns: deque[int] = deque()
+        self._still: tuple[FloatArray, npt.NDArray[np.int64]] | None = None
 
     def is_lost(self, sent: FloatArray | None, state: ArmState | None, now_ns: int) -> bool:
         """Whether an arm joint of ``state`` is too far from what was ``sent``; not so where one of
@@ -37,16 +46,25 @@ class Tracking:
     def problem(
         self, sent: FloatArray | None, state: ArmState | None, now_ns: int
     ) -> Reason | None:
-        """`is_lost` in words."""
-        error = self._error(sent, state, now_ns)
+        """`is_lost` in words, or which joints have stalled. Once a control tick."""
+        config, error = self._config, self._error(sent, state, now_ns)
         far = self._far(error)
-        if not far.any():
+        stalled = self._stalled(error, state, now_ns)
+        if far.any():
+            lost, text = far, f'(limit {config.max_tracking_error_rad})'
+        elif stalled.any():
+            lost = stalled
+            text = (
+                f'and have stood still for {config.stall_s:g} s (limit '
+                f'{config.max_stall_error_rad}): blocked, braked or under an emergency stop'
+            )
+        else:
             return None
-        names = ', '.join(name for name, marked in zip(self._names, far, strict=True) if marked)
+        names = ', '.join(name for name, marked in zip(self._names, lost, strict=True) if marked)
         return Reason(
             Code.TRACKING_LOST,
-            f'{names} are {rounded(error[far])} rad from their command (limit '
-            f'{self._config.max_tracking_error_rad}); sending ended, the next start is soft',
+            f'{names} are {rounded(error[lost])} rad from their command {text}; sending ended, '
+            f'the next start is soft',
         )
 
     def note_loss(self, lost: Reason, now_ns: int) -> Reason | None:
@@ -87,6 +105,23 @@ class Tracking:
 
     def _far(self, error: FloatArray) -> npt.NDArray[np.bool_]:
         return error > self._config.max_tracking_error_rad
+
+    def _stalled(
+        self, error: FloatArray, state: ArmState | None, now_ns: int
+    ) -> npt.NDArray[np.bool_]:
+        """Joints that have been ``error`` away and have not moved, both for ``stall_s``."""
+        if state is None or state.positions.shape != error.shape:
+            self._still = None
+            return np.zeros(error.shape, dtype=bool)
+        measured = state.positions
+        if self._still is None:
+            self._still = measured, np.full(error.shape, now_ns, dtype=np.int64)
+        pose, since_ns = self._still
+        moves = np.abs(measured - pose) > STILL_RAD
+        fresh = (error <= self._config.max_stall_error_rad) | moves | (since_ns > now_ns)
+        pose, since_ns = np.where(fresh, measured, pose), np.where(fresh, now_ns, since_ns)
+        self._still = pose, since_ns
+        return now_ns - since_ns >= self._config.stall_s * NS_PER_S
 
 
 def rounded(values: FloatArray) -> str:

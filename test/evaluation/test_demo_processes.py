@@ -98,6 +98,20 @@ def test_domain_is_private() -> None:
     assert 1 <= int(environment['ROS_DOMAIN_ID']) <= 100
     assert environment['ROS_AUTOMATIC_DISCOVERY_RANGE'] == 'LOCALHOST'
     assert Path(environment['FASTRTPS_DEFAULT_PROFILES_FILE']).is_file()
+    assert 'ROS_LOCALHOST_ONLY' not in environment
+
+
+def test_children_stay_in_the_private_domain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the shell says; on Humble by its own variable."""
+    monkeypatch.setenv('ROS_STATIC_PEERS', '10.0.0.7')
+    monkeypatch.setenv('ROS_LOCALHOST_ONLY', '0')
+    for distro, expected in (('jazzy', None), ('humble', '1')):
+        monkeypatch.setenv('ROS_DISTRO', distro)
+        environment = Children(tmp_path, private_domain())._environment
+        assert environment.get('ROS_LOCALHOST_ONLY') == expected
+        assert 'ROS_STATIC_PEERS' not in environment
 
 
 def test_parameters_become_arguments() -> None:

@@ -22,6 +22,7 @@ class Bench:
 
     def __init__(self, kit, robot=None, rate_hz=50.0, **settings_):
         settings_.setdefault('soft_start_s', 0.0)
+        settings_.setdefault('stall_s', 3600.0)  # its arm stands still by itself
         self.kit, self.robot = kit, robot or kit.robot()
         self.guard = CommandGuard(self.robot, GuardConfig(**settings_), rate_hz)
         self.now, self.measured = kit.T0, HOME.copy()

@@ -132,3 +132,6 @@ def test_who_can_be_seen_is_said_with_where_it_comes_from() -> None:
     assert 'here they are 0 and LOCALHOST, this machine only: scripts/with_env' in text
     text = describe_discovery({'ROS_DOMAIN_ID': '25'})
     assert text.endswith('here they are 25 and SUBNET')
+    humble = {'ROS_DISTRO': 'humble', 'ROS_LOCALHOST_ONLY': '1'}
+    text = describe_discovery({**humble, 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'SUBNET'})
+    assert text.endswith('here they are 0 and 1') and 'RANGE' not in text

@@ -8,12 +8,18 @@ from helpers.guard_bench import HOME, TICK, Bench, arms
 
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.command_guard import ARMS_LIMITED
+from safe_pruner_ros.runtime.config import GuardConfig
 from safe_pruner_ros.types import ArmState
 
 
 @pytest.fixture
 def bench(kit):
     return Bench(kit)
+
+
+@pytest.fixture
+def stalling(kit):
+    return Bench(kit, stall_s=GuardConfig().stall_s)
 
 
 def test_small_step_passes_unchanged(bench):
@@ -164,6 +170,52 @@ def test_losses_again_and_again_are_a_fault_until_reset(bench):
     bench.measured = HOME
     assert bench.tick(HOME).action == 'pass'
     assert lose(bench).codes == (Code.TRACKING_LOST,)  # counted anew
+
+
+def test_emergency_stop_ends_sending_though_the_arm_is_not_far(stalling):
+    """No message tells of it: the arm stands while its command goes on, here to 0.3 rad away."""
+    stalling.settle(HOME)
+    ticks = 0
+    while stalling.tick(arms(-0.3)).command is not None:
+        ticks += 1
+    assert 50 <= ticks <= 54  # 0.15 rad away after three steps, then stall_s
+    verdict = stalling.tick(arms(-0.3))
+    assert verdict.codes == (Code.TRACKING_LOST,) and 'still for 1 s' in verdict.reasons[0].text
+    assert (
+        'left_1, left_2' in verdict.reasons[0].text and '(limit 0.15)' in verdict.reasons[0].text
+    )
+    # Still pressed: each start is soft, from where the arm stands, and the third loss is a FAULT.
+    verdict = stalling.settle(arms(-0.3), 400)
+    assert verdict.is_fault and verdict.codes == (Code.TRACKING_FAILING,)
+
+
+def test_a_hold_beside_a_stalled_arm_ends_too(stalling):
+    stalling.settle(HOME)
+    stalling.tick(arms(-0.3))
+    stalling.measured = arms(0.16)
+    verdicts = [stalling.tick(None) for _ in range(60)]
+    assert verdicts[40].command is not None and verdicts[-1].command is None
+
+
+def test_arms_that_lag_move_or_nearly_arrive_have_not_stalled(stalling):
+    stalling.settle(HOME)
+    stalling.measured = arms(0.14)  # hangs through, and stays
+    assert stalling.settle(HOME, 200).action == 'pass'
+    stalling.measured = arms(0.4)
+    for _ in range(150):  # slow, 0.03 rad in each second, and 0.2 rad away all the time
+        stalling.measured = stalling.measured - np.array([1, 1, 0, 1, 1, 0]) * 0.0006
+        assert stalling.tick(HOME + 0.1).command is not None
+    stalling.measured = np.where(np.array([0, 0, 1, 0, 0, 1], bool), 1.0, HOME)
+    assert stalling.settle(HOME, 200).action == 'pass'  # grippers hold something
+
+
+def test_a_stall_begins_anew_after_a_gap_in_the_measured_joints(stalling):
+    stalling.settle(HOME)
+    stalling.measured = arms(0.2)
+    for _ in range(4):
+        assert stalling.settle(HOME, 45).command is not None
+        stalling.tick(HOME, state=None)
+    assert stalling.settle(HOME, 60).command is None
 
 
 def test_rare_losses_are_no_fault(bench):

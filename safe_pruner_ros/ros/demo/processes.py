@@ -38,6 +38,8 @@ def private_domain() -> dict[str, str]:
         'ROS_DOMAIN_ID': str(_free_domain()),
         'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
     }
+    if os.environ.get('ROS_DISTRO') == 'humble':  # which does not know the range
+        environment['ROS_LOCALHOST_ONLY'] = '1'
     for name in ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'):
         environment[name] = os.environ.get(name) or str(fastdds_profile())
     return environment
@@ -76,9 +78,10 @@ class Children:
 
     def __init__(self, log_folder: Path, environment: Mapping[str, str]) -> None:
         self._log_folder = log_folder
-        self._environment = {**os.environ, **environment, 'PYTHONUNBUFFERED': '1'}
-        for name in ('ROS_STATIC_PEERS', 'ROS_DISCOVERY_SERVER', 'ROS_LOCALHOST_ONLY'):
-            self._environment.pop(name, None)  # each would lead out of the private domain
+        # Each would lead out of the private domain.
+        strays = {'ROS_STATIC_PEERS', 'ROS_DISCOVERY_SERVER', 'ROS_LOCALHOST_ONLY'}
+        own = {name: value for name, value in os.environ.items() if name not in strays}
+        self._environment = {**own, **environment, 'PYTHONUNBUFFERED': '1'}
         self._children: list[_Child] = []
 
     def __enter__(self) -> Children:
