@@ -83,6 +83,7 @@ class Robot:
         self.positions = {'left_1': 0.1, 'right_1': -0.1, 'torso': 9.0,
                           'left_gripper': 50.0, 'right_gripper': 0.5}  # fmt: skip
         self.joints_on = True
+        self.brakes_on = False
         self.received: dict[str, list[Any]] = {}
         self.diagnostics: dict[str, tuple[int, str, dict[str, str]]] = {}
         node = self.node
@@ -149,12 +150,12 @@ class Robot:
     def _send_joints(self) -> None:
         from sensor_msgs.msg import JointState
 
-        for command in self.received['/arm_left/command'][-1:]:
+        for command in self.received['/arm_left/command'][-1:] * (not self.brakes_on):
             values = dict(zip(command.joint_names, command.points[0].positions, strict=True))
             self.positions['left_1'], self.positions['left_gripper'] = (
                 values['left_1'], values['left_gripper'],
             )  # fmt: skip
-        for command in self.received['/arm_right/command'][-1:]:
+        for command in self.received['/arm_right/command'][-1:] * (not self.brakes_on):
             self.positions['right_1'], self.positions['right_gripper'] = command.data
         msg = JointState(name=list(self.names))
         msg.position = [self.positions.get(name, 0.0) for name in self.names]
@@ -339,7 +340,7 @@ def bench(tmp_path: Path, _robot: Robot) -> Iterator[Bench]:
     _robot.cameras, _robot.encoding, _robot.wrist_share = {'head', 'wrist'}, 'rgb8', 1.0
     _robot.names = ['right_1', 'torso', 'left_1', 'left_gripper', 'right_gripper']
     _robot.positions.update(left_1=0.1, right_1=-0.1, left_gripper=50.0, right_gripper=0.5)
-    _robot.joints_on = True
+    _robot.joints_on, _robot.brakes_on = True, False
     yield Bench(_robot, policy, start, wait_for)
     stop.set()
     for thread in threads:
