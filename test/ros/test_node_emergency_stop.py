@@ -1,4 +1,4 @@
-"""An emergency stop: joints are reported, cameras run, nothing moves, and no message tells of it."""
+"""An emergency stop: joints are reported, cameras run, nothing moves, no message tells of it."""
 
 from __future__ import annotations
 
