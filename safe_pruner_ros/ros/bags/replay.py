@@ -86,7 +86,7 @@ def facts_of_run(policy: PolicyConfig) -> dict[str, Any]:
     return {
         'policy': policy.name,
         'checkpoint': policy.checkpoint or 'shipped',
-        'device': policy.device,
+        'device': PolicySource.of(policy).device,
         **run_facts(),
     }
 
