@@ -93,7 +93,9 @@ def evaluate_replay(
         # Its latency is what pruning is asked to mend, and its distance to itself is 0.
         judged = _failures(found, limits) if lane is record.baseline else exceeded(found, limits)
         if lost and lane is not record.baseline and any_limit(limits):
-            judged.append(f'no reference for {lost} of {n_steps} steps: the unpruned policy failed')
+            judged.append(
+                f'no reference for {lost} of {n_steps} steps: the unpruned policy failed'
+            )
         found['exceeded'] = judged
         lanes.append(found)
     return {

@@ -26,8 +26,8 @@ th { color: #555; font-weight: 600; } .quiet { color: #667; } .wide { overflow-x
 video { width: 100%; }
 """
 COLUMNS = (
-    'method', 'failed', 'compared steps', 'tokens kept', 'deviation p50 [rad]', 'p99', 'max', 'gripper flips',
-    'hand max [mm]', 'key steps', 'step p50 [ms]', 'p99', 'missed', 'speedup',
+    'method', 'failed', 'compared steps', 'tokens kept', 'deviation p50 [rad]', 'p99', 'max',
+    'gripper flips', 'hand max [mm]', 'key steps', 'step p50 [ms]', 'p99', 'missed', 'speedup',
 )  # fmt: skip
 
 
