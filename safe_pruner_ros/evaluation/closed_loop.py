@@ -103,7 +103,18 @@ def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _below(folder: Path) -> list[Path]:
-    return sorted(path for name in (EPISODES, EPISODES + PACKED) for path in folder.rglob(name))
+    return sorted(
+        path
+        for name in (EPISODES, EPISODES + PACKED)
+        for path in folder.rglob(name)
+        if not (path.suffix == PACKED and _has_text(path.with_suffix('')))
+    )
+
+
+def _has_text(path: Path) -> bool:
+    """`evaluate` goes on from a packed file by copying it: with both there, this one has it all,
+    and newer records of episodes that ran again."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _check_configurations(files: Mapping[Path, Sequence[Record]]) -> None:

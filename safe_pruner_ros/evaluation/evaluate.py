@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -27,7 +28,7 @@ from safe_pruner_ros.evaluation.rollout import first_observation
 from safe_pruner_ros.evaluation.summary import CellSummary, as_dict, summarise
 from safe_pruner_ros.evaluation.tables import markdown_summary
 from safe_pruner_ros.evaluation.worker import image_size, run_job
-from safe_pruner_ros.policies.policy import InstructionError, Policy
+from safe_pruner_ros.policies.policy import InstructionError
 from safe_pruner_ros.sim.env import DualArmEnv
 
 MACS_SCOPE = (
@@ -37,17 +38,24 @@ MACS_SCOPE = (
 )
 
 
-def check_plan(plan: EvaluationPlan) -> None:
+def check_plan(plan: EvaluationPlan, period_s: float = 0.0) -> None:
     """Raise ValueError or FileNotFoundError for whatever would make every episode of a cell fail:
-    the checkpoint, a setting, a horizon, a task that the policy has no words for. Every cell runs
-    one policy step on the first scene."""
+    the checkpoint, a setting, a horizon, a task that the policy has no words for; and for a
+    ``period_s`` (of a policy file; 0: none said) that episodes would not keep. Every cell runs one
+    policy step on the first scene."""
     if not plan.seeds:
         raise ValueError('no seeds to evaluate')
-    policies: dict[str, Policy] = {}
+    first = plan.cells[0]
+    policy = plan.policy.build(first.method, first.resolved())
+    policies = {first.method: policy}  # weights are in memory once
     for cell in plan.cells:
         if cell.method not in policies:
-            policies[cell.method] = plan.policy.build(cell.method, cell.resolved())
-    policy = policies[plan.cells[0].method]
+            policies[cell.method] = policy.with_pruner(cell.method, cell.resolved())
+    if period_s and not math.isclose(period_s, policy.spec.period_s):
+        raise ValueError(
+            f'policy.period_s is {period_s:g} s in the policy file, but episodes run at the '
+            f"policy's own {policy.spec.period_s:g} s; leave it at 0 to evaluate"
+        )
     height, width = image_size(policy)
     with DualArmEnv(plan.task, height, width) as env:
         observation = first_observation(policy, env, plan.seeds[0], plan.rollout)
@@ -104,12 +112,12 @@ def evaluate(
             )
         everything = list(plan.jobs())
         waiting = [job for job in everything if job.key not in folder]
-        began = time.monotonic()
+        began, n_before = time.monotonic(), len(folder.episodes)
         try:
             _run(waiting, jobs, commit, folder, done=len(everything) - len(waiting))
         finally:
             cells = summarise(folder.episodes, baselines[0])
-            _write_summary(folder, plan, cells, baselines, commit, len(waiting), began)
+            _write_summary(folder, plan, cells, baselines, commit, n_before, began)
     return cells
 
 
@@ -172,7 +180,7 @@ def _write_summary(
     cells: Sequence[CellSummary],
     baselines: Sequence[str],
     commit: str,
-    new_episodes: int,
+    n_before: int,
     began: float,
 ) -> None:
     if not cells:
@@ -192,7 +200,10 @@ def _write_summary(
             'complete': complete,
             'macs_scope': MACS_SCOPE,
             'machine': machine(),
-            'last_run': {'episodes': new_episodes, 'wall_s': round(wall_s, 1)},
+            'last_run': {
+                'episodes': len(folder.episodes) - n_before,
+                'wall_s': round(wall_s, 1),
+            },
             'cells': [as_dict(cell) for cell in cells],
         },
     )

@@ -55,7 +55,7 @@ def main(
     baselines = [_baseline(text, list(plans.values())) for text in arguments.baseline]
     _check_folders(plans)
     for plan in plans.values():
-        check_plan(plan)
+        check_plan(plan, policy.period_s)
     check_backend(arguments.backend)
     if arguments.dry_run:
         print(_overview(plans))

@@ -18,7 +18,7 @@ from joblib.parallel import get_active_backend
 
 MAX_DEATHS = 10  # in a row, without one finished episode: it will not get better
 
-RECOVERY_S = 60.0  # for a cluster to start workers in place of dead ones
+RECOVERY_S = 60.0  # for a cluster's workers to appear: it may just have been started
 
 JobT = TypeVar('JobT')
 Record = dict[str, Any]

@@ -2,14 +2,16 @@
 
 The clock of a shared machine drifts more than the difference that is asked for. So the variants
 answer the same observation one after the other, in random order, and ratios are taken within a
-round. Observations are recorded once, closed loop, under the pruned policy, and replayed: the
-share of key timesteps is then that of a real episode.
+round, over the same observations; what is said is their median. Observations are recorded once,
+closed loop, under the pruned policy, and replayed: the share of key timesteps is then that of a
+real episode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -29,11 +31,13 @@ Episodes = Sequence[Sequence[Observation]]
 
 @dataclass(frozen=True)
 class Sample:
-    """One policy step. ``mode``: unpruned, or key / pruned of the method under test."""
+    """One policy step. ``mode``: unpruned, or key / pruned of the method under test.
+    ``observation``: which of a round was answered."""
 
     mode: str
     round: int
     latency_ms: Mapping[str, float]
+    observation: int = 0
 
 
 def record_observations(
@@ -64,10 +68,12 @@ def measure(
     rng = np.random.default_rng(0)
     samples = []
     for number in range(-warm_up, rounds):
+        answered = count()
         for observations in episodes:
             unpruned.reset()
             method.reset()
             for observation in observations:
+                place = next(answered)
                 for policy in (unpruned, method) if rng.random() < 0.5 else (method, unpruned):
                     output = policy.predict(observation)
                     if number < 0:
@@ -76,15 +82,17 @@ def measure(
                     if policy is method:
                         is_full = output.trace.n_retained == output.trace.n_visual
                         mode = KEY if is_full else PRUNED
-                    samples.append(Sample(mode, number, output.latency_ms))
+                    samples.append(Sample(mode, number, output.latency_ms, place))
     return samples
 
 
 def statistics(samples: Sequence[Sample]) -> dict[str, Any]:
     """Percentiles by mode and stage (ms), and the ratios.
 
-    ``ratio_pruned``: median unpruned / median pruned step. ``speedup``: mean unpruned / mean of
-    the method with its key timesteps in. ``*_range``: smallest and largest over the rounds.
+    ``ratio_pruned``: median unpruned / median pruned step, of the observations that the method
+    pruned; ``ratio_key`` the same of its key timesteps. ``speedup``: mean unpruned / mean of the
+    method with its key timesteps in. Each is the median of its values in the rounds, ``*_range``
+    the smallest and the largest.
     """
     modes: dict[str, dict[str, Any]] = {}
     for mode in (UNPRUNED, KEY, PRUNED, METHOD):
@@ -97,14 +105,16 @@ def statistics(samples: Sequence[Sample]) -> dict[str, Any]:
     key, method = _of_mode(samples, KEY), _of_mode(samples, METHOD)
     rounds = sorted({sample.round for sample in samples})
     by_round = [[sample for sample in samples if sample.round == number] for number in rounds]
+    pruned = [_ratio(part, PRUNED, np.median) for part in by_round]
+    whole = [_ratio(part, METHOD, np.mean) for part in by_round]
     return {
         'modes': modes,
         'key_share': len(key) / len(method) if method else None,
-        'ratio_pruned': _ratio(samples, PRUNED, np.median),
-        'ratio_pruned_range': _range([_ratio(part, PRUNED, np.median) for part in by_round]),
-        'ratio_key': _ratio(samples, KEY, np.median),
-        'speedup': _ratio(samples, METHOD, np.mean),
-        'speedup_range': _range([_ratio(part, METHOD, np.mean) for part in by_round]),
+        'ratio_pruned': _median(pruned),
+        'ratio_pruned_range': _range(pruned),
+        'ratio_key': _median([_ratio(part, KEY, np.median) for part in by_round]),
+        'speedup': _median(whole),
+        'speedup_range': _range(whole),
     }
 
 
@@ -123,10 +133,18 @@ def _percentiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 def _ratio(samples: Sequence[Sample], mode: str, centre: Any) -> float | None:
-    reference, other = _of_mode(samples, UNPRUNED), _of_mode(samples, mode)
+    """Of one round."""
+    other = _of_mode(samples, mode)
+    answered = {sample.observation for sample in other}
+    reference = [s for s in _of_mode(samples, UNPRUNED) if s.observation in answered]
     if not reference or not other:
         return None
     return float(centre(_stage(reference, 'total')) / centre(_stage(other, 'total')))
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
 
 
 def _range(values: Sequence[float | None]) -> list[float] | None:
@@ -135,7 +153,8 @@ def _range(values: Sequence[float | None]) -> list[float] | None:
 
 
 def markdown_table(result: Mapping[str, Any]) -> str:
-    """One row a mode: p50 of the stages, p50/p90/p99 of the whole step, ms."""
+    """One row a mode: p50 of the stages, p50/p90/p99 of the whole step, ms; empty for a stage that
+    a mode does not have."""
     stages = STAGES[:-1]
     rows = [
         ['step', 'n', *(f'{stage} p50' for stage in stages), 'total p50', 'p90', 'p99'],
@@ -147,11 +166,15 @@ def markdown_table(result: Mapping[str, Any]) -> str:
             [
                 'method, all steps' if mode == METHOD else mode,
                 str(found['samples']),
-                *(f'{found["ms"][stage]["p50"]:.2f}' for stage in stages),
-                *(f'{total[name]:.2f}' for name in ('p50', 'p90', 'p99')),
+                *(_shown(found['ms'][stage]['p50']) for stage in stages),
+                *(_shown(total[name]) for name in ('p50', 'p90', 'p99')),
             ]
         )
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows) + '\n'
+
+
+def _shown(value: float) -> str:
+    return '' if np.isnan(value) else f'{value:.2f}'
 
 
 def ratio_line(result: Mapping[str, Any]) -> str:
@@ -164,7 +187,7 @@ def ratio_line(result: Mapping[str, Any]) -> str:
     return (
         f'Unpruned / pruned step (medians): {shown("ratio_pruned")}. Speedup, key timesteps '
         f'({100 * (result["key_share"] or 0):.0f} % of steps) included (means): '
-        f'{shown("speedup")}. In brackets: lowest and highest round.'
+        f'{shown("speedup")}. Median of the rounds; in brackets: lowest and highest.'
     )
 
 
@@ -183,9 +206,9 @@ def run_benchmark(
     before = torch.get_num_threads()
     by_threads = {}
     try:
-        for count in threads:
-            torch.set_num_threads(count)
-            by_threads[str(count)] = statistics(measure(unpruned, method, episodes, rounds))
+        for number in threads:
+            torch.set_num_threads(number)
+            by_threads[str(number)] = statistics(measure(unpruned, method, episodes, rounds))
     finally:
         torch.set_num_threads(before)
     return {

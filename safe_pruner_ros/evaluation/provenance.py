@@ -48,7 +48,23 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def file_sha256(path: Path) -> str:
     """First 16 hex digits of a file's SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    found = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(1 << 22):
+            found.update(block)
+    return found.hexdigest()[:16]
+
+
+def folder_sha256(folder: Path) -> str:
+    """The same of a folder: names and contents of all files in it, but for hidden ones, which
+    tools leave there. Two models trained into one place, one after the other, differ."""
+    names = sorted(path.relative_to(folder) for path in folder.rglob('*') if path.is_file())
+    manifest = [
+        [name.as_posix(), file_sha256(folder / name)]
+        for name in names
+        if not any(part.startswith('.') for part in name.parts)
+    ]
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16]
 
 
 def training_seed(checkpoint: Path) -> int | None:

@@ -7,6 +7,7 @@ and line.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain, cycle
 
 import matplotlib
 import numpy as np
@@ -22,10 +23,18 @@ from safe_pruner_ros.evaluation.configurations import labeller
 from safe_pruner_ros.evaluation.palette import COLOURS, GREY, LIGHT_GREY, MARKERS
 from safe_pruner_ros.evaluation.summary import CellSummary
 
-METHOD_COLOURS = dict(zip(METHODS, (GREY, *COLOURS), strict=True))
 LINES = ('-', '--', ':', '-.')
 
 Quantity = Callable[[CellSummary], float | None]
+
+
+def method_colours(methods: Sequence[str]) -> dict[str, str]:
+    """Of each of ``methods``, the first of which is unpruned; with more methods than colours they
+    begin again, and markers and names tell those of one colour apart."""
+    return dict(zip(methods, chain((GREY,), cycle(COLOURS)), strict=False))
+
+
+METHOD_COLOURS = method_colours(METHODS)
 
 
 def draw_rates(cells: Sequence[CellSummary]) -> Figure | None:

@@ -28,7 +28,8 @@ class _Warm(threading.local):
 
     def __init__(self) -> None:
         self.environments: dict[tuple[str, int, int], tuple[DualArmEnv, ScriptedExpert]] = {}
-        self.policies: dict[tuple[str, ...], Policy] = {}
+        self.policies: dict[tuple[str, str], Policy] = {}
+        self.weights: dict[str, Policy] = {}
 
 
 _warm = _Warm()
@@ -76,11 +77,15 @@ def settings_hash(job: Job) -> str:
 
 
 def _policy(job: Job) -> Policy:
-    """One policy a method, whatever its settings: to load weights takes as long as three steps."""
-    name = job.policy.key, job.cell.method
-    if name not in _warm.policies:
-        _warm.policies[name] = job.policy.build(job.cell.method, job.cell.settings)
-    return _warm.policies[name]
+    """One policy a method, whatever its settings, all of a source on the same weights: those of a
+    big policy fit into memory once."""
+    key, method, settings = job.policy.key, job.cell.method, job.cell.settings
+    if key not in _warm.weights:
+        _warm.weights[key] = job.policy.build(method, settings)
+        _warm.policies[key, method] = _warm.weights[key]
+    if (key, method) not in _warm.policies:
+        _warm.policies[key, method] = _warm.weights[key].with_pruner(method, settings)
+    return _warm.policies[key, method]
 
 
 def image_size(policy: Policy) -> tuple[int, int]:
@@ -107,3 +112,4 @@ def forget_warm() -> None:
         _open.pop().close()
     _warm.environments.clear()
     _warm.policies.clear()
+    _warm.weights.clear()

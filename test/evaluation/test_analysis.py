@@ -4,6 +4,7 @@ against plain loops and numbers worked out by hand."""
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.recordings import LAYERS, D, V, recording, shuffled_scene
+from matplotlib import pyplot as plt
 
-from safe_pruner_ros.core.catalog import build_pruner
-from safe_pruner_ros.evaluation.analysis.estimates import estimate, ratio_estimate
+from safe_pruner_ros.cli import main
+from safe_pruner_ros.core.catalog import build_pruner, resolved_settings
+from safe_pruner_ros.core.safe_pruner import SafePrunerConfig
+from safe_pruner_ros.evaluation.analysis import command
+from safe_pruner_ros.evaluation.analysis.command import core_cues
+from safe_pruner_ros.evaluation.analysis.estimates import (
+    estimate,
+    ratio_estimate,
+    share_estimate,
+)
 from safe_pruner_ros.evaluation.analysis.keyframes import detection_cases, keyframe_rows
 from safe_pruner_ros.evaluation.analysis.recording import collect, load, save
 from safe_pruner_ros.evaluation.analysis.subtasks import (
@@ -23,7 +33,9 @@ from safe_pruner_ros.evaluation.analysis.subtasks import (
     score_detection,
     score_episode,
 )
+from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.results import ResultsError
+from safe_pruner_ros.evaluation.statistics import wilson_interval
 from safe_pruner_ros.evaluation.worker import forget_warm
 
 RNG = np.random.default_rng(3)
@@ -156,11 +168,75 @@ def test_intervals_draw_episodes() -> None:
     assert ratio_estimate([1, 3], [10, 10]).mean == 0.2
 
 
+@pytest.mark.parametrize('share', [0.0, 1.0])
+def test_shares_at_the_ends_have_an_interval(share: float) -> None:
+    """Twelve episodes, all alike: as good as twelve trials, however many steps they had."""
+    low, high = wilson_interval(12 * share, 12)
+    for found in (
+        share_estimate([share] * 12),
+        ratio_estimate([round(8 * share)] * 12, [8] * 12),
+    ):
+        assert (found.mean, found.low, found.high, found.episodes) == (share, low, high, 12)
+    assert high - low > 0.2
+
+
+def test_shares_away_from_the_ends_follow_the_episodes() -> None:
+    values = np.random.default_rng(5).beta(2, 6, size=400)
+    wilson, drawn = share_estimate(values), estimate(values)
+    assert wilson.low == pytest.approx(drawn.low, abs=3e-3)
+    assert wilson.high == pytest.approx(drawn.high, abs=3e-3)
+    alike = ratio_estimate([10] * 20 + [0] * 20, [10] * 40)  # all or nothing: 40 trials, not 400
+    low, high = wilson_interval(20, 40)
+    assert (alike.low, alike.high) == pytest.approx((low, high), abs=0.01)
+    for refused in (lambda: share_estimate([1.2]), lambda: ratio_estimate([2], [1])):
+        with pytest.raises(ValueError, match=r'must be in \[0, 1\]'):
+            refused()
+
+
+def test_no_interval_from_a_handful_of_episodes() -> None:
+    for values in ([0.1, 0.2, 0.3], [0.5] * 50):
+        found = estimate(values)
+        assert math.isnan(found.low) and math.isnan(found.high) and not math.isnan(found.mean)
+        assert found.text().endswith('[none]')
+    assert estimate([0.0, 1.0] * 5).text('.1f', 100).startswith('50.0 [')
+    few, wide = share_estimate([0.4, 0.41, 0.42]), wilson_interval(0.41 * 3, 3)
+    assert (few.low, few.high) == pytest.approx(wide)
+
+
 def test_episodes_without_a_finite_value_are_counted() -> None:
     found = estimate([1.0, float('inf'), float('nan'), 3.0, float('inf')])
     assert (found.mean, found.episodes, found.infinite) == (2.0, 2, 2)
     nothing = estimate([float('inf')])
     assert math.isnan(nothing.mean) and (nothing.episodes, nothing.infinite) == (0, 1)
+
+
+def test_fastv_as_evaluated_is_among_the_cues() -> None:
+    cues, baseline = core_cues(SafePrunerConfig())
+    queries = resolved_settings('fastv', {})['queries']
+    assert f'{queries} rows, layer 2 (FastV, as evaluated)' in cues and baseline in cues
+    assert "last row, layer 2 (FastV's release)" in cues
+
+
+def test_another_policy_or_device_is_refused(tmp_path: Path, capsys) -> None:
+    for more, message in (
+        (['--policy-file', 'openvla'], "the policy file asks for 'openvla'"),
+        (['--device', 'cuda'], "made on the CPU, got device 'cuda'"),
+    ):
+        command = ['analyse', 'forecast', *more, '--out', str(tmp_path / 'out')]
+        assert main(command) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_the_record_says_which_policy(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, '_forecast', lambda request: ({}, 'said', plt.figure()))
+    asked = ['--checkpoint', str(checkpoint), '--out', str(tmp_path)]
+    assert main(['analyse', 'forecast', *asked]) == 0
+    record = json.loads((tmp_path / 'forecast.json').read_text())
+    facts = PolicySource(checkpoint=str(checkpoint)).facts()
+    assert record | facts == record and facts['device'] == 'cpu'
 
 
 def test_recordings_survive_the_disk(tmp_path: Path) -> None:

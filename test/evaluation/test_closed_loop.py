@@ -12,10 +12,15 @@ import pytest
 from safe_pruner_ros import cli
 from safe_pruner_ros.evaluation import plots
 from safe_pruner_ros.evaluation.closed_loop import read_results
-from safe_pruner_ros.evaluation.palette import LIGHT_GREY
+from safe_pruner_ros.evaluation.palette import COLOURS, GREY, LIGHT_GREY
 from safe_pruner_ros.evaluation.plots import draw_keyframes
 from safe_pruner_ros.evaluation.results import ResultsError
-from safe_pruner_ros.evaluation.success_plots import METHOD_COLOURS, draw_rates, draw_success
+from safe_pruner_ros.evaluation.success_plots import (
+    METHOD_COLOURS,
+    draw_rates,
+    draw_success,
+    method_colours,
+)
 from safe_pruner_ros.evaluation.summary import summarise
 
 
@@ -49,6 +54,18 @@ def write(path: Path, episodes: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(''.join(json.dumps(e) + '\n' for e in episodes))
     return path
+
+
+def test_a_packed_file_beside_the_one_that_went_on_from_it(tmp_path: Path) -> None:
+    """An episode of the packed file ended in an error and ran again."""
+    packed = tmp_path / 'episodes.jsonl.xz'
+    failed = json.dumps(episode('fastv', 7, False, error='MemoryError')) + '\n'
+    packed.write_bytes(lzma.compress(failed.encode()))
+    (tmp_path / 'episodes.jsonl').touch()  # a kill before anything was unpacked
+    assert read_results([tmp_path])[0]['error'] == 'MemoryError'
+    write(tmp_path / 'episodes.jsonl', [episode('fastv', 7, True), episode('fastv', 8, True)])
+    assert [e['seed'] for e in read_results([tmp_path]) if e['success']] == [7, 8]
+    assert read_results([packed])[0]['error'] == 'MemoryError'  # named, it is read
 
 
 def test_table_of_many_results(tmp_path: Path, capsys) -> None:
@@ -289,5 +306,12 @@ def test_rates_are_sorted_and_methods_keep_their_colour() -> None:
     ours, other = points[1], points[2]
     assert ours.get_color() == other.get_color() == METHOD_COLOURS['safe_pruner']
     assert ours.get_marker() != other.get_marker()
-    assert len(set(METHOD_COLOURS.values())) == len(METHOD_COLOURS)
+    assert len(set(METHOD_COLOURS.values())) == min(len(METHOD_COLOURS), 1 + len(COLOURS))
+
+
+def test_more_methods_than_colours() -> None:
+    names = ['unpruned', *(f'method{k}' for k in range(len(COLOURS) + 1))]
+    colours = method_colours(names)
+    assert list(colours) == names and colours['unpruned'] == GREY
+    assert colours[names[-1]] == colours[names[1]] != GREY
     assert draw_rates([]) is None

@@ -13,13 +13,14 @@ import pytest
 from safe_pruner_ros.cli import main
 from safe_pruner_ros.core.baselines.fastv import FastV
 from safe_pruner_ros.evaluation import evaluate as module
+from safe_pruner_ros.evaluation import worker
 from safe_pruner_ros.evaluation.evaluate import check_plan, evaluate
 from safe_pruner_ros.evaluation.plan import EvaluationPlan, Job, build_cells
 from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.results import read_episodes
 from safe_pruner_ros.evaluation.rollout import RolloutSettings
 from safe_pruner_ros.evaluation.worker import forget_warm, run_job
-from safe_pruner_ros.policies.embedded import EmbeddedPolicy
+from safe_pruner_ros.policies.embedded import EmbeddedPolicy, load_weights
 from safe_pruner_ros.policies.policy import PolicyOutput
 from safe_pruner_ros.types import Observation
 
@@ -94,7 +95,42 @@ def test_an_interrupted_run_keeps_what_it_has(
     with pytest.raises(KeyboardInterrupt):
         evaluate(make_plan(checkpoint), tmp_path, jobs=1)
     assert len(read_episodes(tmp_path / 'episodes.jsonl')) == 1
-    assert json.loads((tmp_path / 'summary.json').read_text())['complete'] is False
+    summary = json.loads((tmp_path / 'summary.json').read_text())
+    assert summary['complete'] is False and summary['last_run']['episodes'] == 1
+
+
+def test_weights_are_loaded_once_for_all_methods(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def load_once(path: Path) -> Any:
+        loaded.append(path)
+        return load_weights(path)
+
+    monkeypatch.setattr('safe_pruner_ros.policies.embedded.load_weights', load_once)
+    plan = make_plan(checkpoint)
+    check_plan(plan)
+    assert len(loaded) == 1
+    policies = {job.cell.method: worker._policy(job) for job in plan.jobs()}
+    assert len(loaded) == 2 and len({id(policy) for policy in policies.values()}) == 3
+    assert len({id(policy.model) for policy in policies.values()}) == 1
+    assert [policy._method for policy in policies.values()] == list(policies)
+
+
+def test_another_period_than_the_policys_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    for period_s, code in ((0.2, 2), (0.1, 0)):
+        file = tmp_path / f'{period_s}.yaml'
+        file.write_text(f'policy:\n  name: embedded\n  period_s: {period_s}\n')
+        found = main(
+            ['evaluate', '--policy-file', str(file), '--checkpoint', str(checkpoint), '--methods',
+             'random', '--seeds', '500000', '--dry-run', '--out', str(tmp_path / 'out')]
+        )  # fmt: skip
+        error = capsys.readouterr().err
+        assert found == code, error
+        assert ('policy.period_s is 0.2 s in the policy file' in error) == (code == 2)
 
 
 def test_plan_is_checked_before_anything_runs(checkpoint: Path, tmp_path: Path) -> None:

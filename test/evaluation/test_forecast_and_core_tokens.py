@@ -194,7 +194,7 @@ def test_methods_are_compared_on_the_steps_that_all_of_them_can_judge() -> None:
 def test_the_difference_is_paired_by_episode() -> None:
     # Episodes differ a lot in how many core tokens lie among the first, not in what one more does.
     scenes = []
-    for hard in range(0, 8, 2):
+    for hard in (0, 2, 4, 6) * 3:
         looks = np.full((8, LAYERS, V), 0.01)
         for step, needed in enumerate([6] + [11] * hard + [0] * (7 - hard)):
             looks[step, :, needed] = 1
@@ -203,8 +203,9 @@ def test_the_difference_is_paired_by_episode() -> None:
     six, seven, _ = loss.same_steps
     for kind in ('dropped', 'later_dropped', 'any_dropped'):
         apart = getattr(seven, kind).minus_baseline
-        assert (apart.mean, apart.low, apart.high) == pytest.approx((-1 / 8,) * 3)
-        assert getattr(six, kind).share.high - getattr(six, kind).share.low > 0.3
+        # The same in each pair: there is no spread that an interval could be made of.
+        assert apart.mean == pytest.approx(-1 / 8) and math.isnan(apart.low + apart.high)
+        assert getattr(six, kind).share.high - getattr(six, kind).share.low > 0.25
 
 
 def test_chance_is_exact() -> None:

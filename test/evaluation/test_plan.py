@@ -22,6 +22,7 @@ from safe_pruner_ros.evaluation.plan import (
     parse_seeds,
 )
 from safe_pruner_ros.evaluation.policy_source import PolicySource
+from safe_pruner_ros.policies.device import choose_device
 from safe_pruner_ros.runtime.config_yaml import load_config
 
 CONFIG = Path(__file__).parents[2] / 'config'
@@ -265,7 +266,7 @@ def test_what_no_checkpoint_says_reaches_the_policy(monkeypatch) -> None:
     source.build('fastv', {'retention_ratio': 0.2})
     name, method, settings, _, device, deployment = asked['all']
     assert (name, method, settings, device) == (
-        'openvla_oft', 'fastv', {'retention_ratio': 0.2}, 'auto',
+        'openvla_oft', 'fastv', {'retention_ratio': 0.2}, str(choose_device('auto')),
     )  # fmt: skip
     assert deployment['chunk_size'] == 25 and deployment['views'] == (
         'head', 'left_wrist', 'right_wrist',

@@ -15,6 +15,7 @@ from safe_pruner_ros.evaluation.replay.metrics import (
     percentiles,
 )
 from safe_pruner_ros.evaluation.replay.replay import Lane, build_lanes, replay
+from safe_pruner_ros.evaluation.replay.report import write_report
 from safe_pruner_ros.policies.policy import PolicyOutputError
 from safe_pruner_ros.types import (
     ArmState,
@@ -123,6 +124,31 @@ def test_a_failed_step_is_counted_and_keeps_no_limit(lanes):
     other = report['methods'][1]
     assert other['deviation_rad'] == {'n': 20, 'p50': 0.0, 'p99': 0.0, 'max': 0.0}
     assert [f['step'] for f in other['failed_steps']] == [2] and not report['passed']
+
+
+@pytest.mark.parametrize('first_good', [5, 6])
+def test_without_a_reference_nobody_keeps_a_limit(first_good, lanes, tmp_path):
+    def fails(observation, step):
+        if observation.stamp_ns < first_good * 400 * MS:
+            raise PolicyOutputError('NaN')
+        return np.tile([0.2, 1.0], (8, 1))
+
+    lanes[0].policy.rows = fails
+    lanes[1].policy.rows = rows(1.0, 0.2)
+    record = replay(observations(), LAYOUT, lanes)
+    assert len(record.baseline.steps) == 6  # the first of them failed in the warm-up, too
+    report = evaluate_replay(record, [], 100, Limits(max_gripper_flips=0))
+    unpruned, other = report['methods']
+    assert not report['passed']
+    assert f'no reference for {first_good} of 6 steps' in other['exceeded'][-1]
+    assert unpruned['exceeded'] == [f'{first_good} policy steps failed; see failed_steps']
+    assert other['compared_steps'] == 6 - first_good == other['deviation_rad']['n'] // 4
+    assert (other['speedup'] is None) == (first_good == 6)
+    _, page = write_report(tmp_path, record, report, [], has_video=False)
+    text = page.read_text()
+    assert '<th>failed</th><th>compared steps</th>' in text
+    assert f'<td>other</td><td>0</td><td>{6 - first_good}</td>' in text
+    assert evaluate_replay(record, [], 100, Limits())['passed']
 
 
 def test_recorded_commands_are_followed_in_time():

@@ -19,6 +19,7 @@ from safe_pruner_ros.core.selection import QuotaScope
 from safe_pruner_ros.evaluation.analysis import figures
 from safe_pruner_ros.evaluation.analysis.core_tokens import (
     CoreRow,
+    Cue,
     core_token_loss,
     early_cue,
     safe_cue,
@@ -42,6 +43,7 @@ from safe_pruner_ros.evaluation.closed_loop import read_results
 from safe_pruner_ros.evaluation.execution import on_backend
 from safe_pruner_ros.evaluation.methods import parse_settings
 from safe_pruner_ros.evaluation.plan import build_cells, choose_seeds
+from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.provenance import run_facts
 from safe_pruner_ros.evaluation.results import to_json
 from safe_pruner_ros.evaluation.tables import table
@@ -73,9 +75,22 @@ class _Request:
         self._detector = cells[-1]
         self.config = SafePrunerConfig(**cells[0].settings)
         self.task = get_task(arguments.task)
-        self.checkpoint = policy.checkpoint
+        self.policy = PolicySource.of(policy)
         seeds, self.split = choose_seeds(arguments.seeds, arguments.split, splits)
         self.seeds = seeds if arguments.seeds else seeds[:DEFAULT_EPISODES]
+
+    def check_policy(self) -> None:
+        """ValueError unless `recordings` can make them with the policy that was asked for."""
+        if self.policy.name != 'embedded':
+            raise ValueError(
+                f'recordings have the attention of every layer of the embedded policy; the policy '
+                f'file asks for {self.policy.name!r}: choose one whose policy.name is embedded'
+            )
+        if self.policy.device != 'cpu':
+            raise ValueError(
+                f'recordings are made on the CPU, got device {self.policy.device!r}; say '
+                '--device cpu'
+            )
 
     def recordings(self) -> Iterator[Recording]:
         with on_backend(self.arguments.backend):
@@ -83,7 +98,7 @@ class _Request:
                 self.arguments.recordings / self.task.name,
                 self.seeds,
                 self.task.name,
-                self.checkpoint,
+                self.policy.checkpoint,
                 self.arguments.jobs,
             )
 
@@ -127,6 +142,8 @@ def main(
         raise ValueError(f'{arguments.question} asks about the forecast; leave out forecast=False')
     if arguments.method and (arguments.question != 'subtasks' or arguments.results):
         raise ValueError('--method is for subtasks on recordings only; leave it out')
+    if not arguments.results:
+        request.check_policy()
     numbers, text, figure = questions[arguments.question](request)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -138,7 +155,7 @@ def main(
     }
     if not arguments.results:
         record |= {'task': request.task.name, 'seeds': request.seeds, 'split': request.split}
-        record |= {'settings': request.settings()}
+        record |= {'settings': request.settings(), **request.policy.facts()}
     (out / f'{name}.json').write_text(to_json(record) + '\n')
     (out / f'{name}.md').write_text(text)
     figure.savefig(out / f'{name}.png', dpi=150, bbox_inches='tight')
@@ -214,19 +231,26 @@ def _accuracy_cells(found: Accuracy) -> list[str]:
     ]
 
 
-def _core_tokens(request: _Request) -> Answer:
-    early = request.config.pruning_layer - 1
-    settings = asdict(request.config)
+def core_cues(config: SafePrunerConfig) -> tuple[dict[str, Cue], str]:
+    """What ranks tokens, by name, and which of them is the baseline."""
+    early = config.pruning_layer - 1
+    settings = asdict(config)
     scopes: dict[QuotaScope, str] = {'joint': '', 'per_view': ', a quota a view'}
     action = {scope: f'action rows, layer {early}{text}' for scope, text in scopes.items()}
     cues = {
         **{name: early_cue('action', early, scope) for scope, name in action.items()},
-        f'last row, layer {early} (FastV)': early_cue('last', early),
+        f"last row, layer {early} (FastV's release)": early_cue('last', early),
+        f'prefill rows, layer {early} (FastV, as evaluated)': early_cue('prefill', early),
         f'text rows, layer {early}': early_cue('text', early),
         **{f'safe_pruner, keyframe {lag} old': safe_cue(settings, lag) for lag in KEYFRAME_AGES},
     }
     # safe_pruner without its forecast: what the forecast is worth, and nothing else
-    baseline = action[request.config.quota_scope]
+    return cues, action[config.quota_scope]
+
+
+def _core_tokens(request: _Request) -> Answer:
+    early = request.config.pruning_layer - 1
+    cues, baseline = core_cues(request.config)
     loss = core_token_loss(list(request.recordings()), cues, PRUNING_RATIOS, early, baseline)
     texts = [
         f'Core tokens of the layers other than {early}. Policy steps that every method can judge, '
@@ -338,13 +362,13 @@ def _keyframes(request: _Request) -> Answer:
 def _percent(value: Estimate) -> str:
     if math.isnan(value.mean):
         return 'none'
-    return f'{100 * value.mean:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]'
+    return value.text('.1f', 100)
 
 
 def _points(value: Estimate | None) -> str:
     if value is None:
         return ''
-    return f'{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]'
+    return value.text('+.1f', 100)
 
 
 def _number(value: float, style: str) -> str:

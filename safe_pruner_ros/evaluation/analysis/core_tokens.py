@@ -21,7 +21,7 @@ from safe_pruner_ros.core.pruner import KeyframeReason
 from safe_pruner_ros.core.safe_pruner import SafePruner, SafePrunerConfig
 from safe_pruner_ros.core.selection import QuotaScope, n_retained, select_retained
 from safe_pruner_ros.core.tokens import QueryGroup, TokenLayout
-from safe_pruner_ros.evaluation.analysis.estimates import Estimate, estimate
+from safe_pruner_ros.evaluation.analysis.estimates import Estimate, estimate, share_estimate
 from safe_pruner_ros.evaluation.analysis.recording import Float32, Recording
 
 CORE_SHARE = 0.1
@@ -207,7 +207,7 @@ def _rows(losses: _Losses, baseline: str = '') -> Iterator[CoreRow]:
 def _share(
     kind: int, episodes: Sequence[_EpisodeLoss], against: Sequence[_EpisodeLoss] | None
 ) -> CoreShare:
-    share = estimate([episode[kind] for episode in episodes])
+    share = share_estimate([episode[kind] for episode in episodes])
     if against is None:
         return CoreShare(share)
     pairs = zip(episodes, against, strict=True)

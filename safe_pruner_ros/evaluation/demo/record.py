@@ -125,7 +125,8 @@ class EpisodeRecord:
 @dataclass
 class DemoRecord:
     """A whole demonstration. ``retention_ratio`` is the method's setting; ``command_periods_ms``
-    between commands as they left the node; ``receive_ratios`` by view, what the node got of the
+    between commands as they left the node, in wall time (the control timer does not follow the
+    simulated clock); ``receive_ratios`` by view, what the node got of the
     pictures that were sent; ``guard_ticks`` counts verdicts of the command guard and their
     reasons; ``rate_factor`` is simulated per wall time."""
 

@@ -18,7 +18,8 @@ from safe_pruner_ros.evaluation.results import to_json
 
 def summarise(record: DemoRecord) -> dict[str, Any]:
     """JSON-ready. Means and percentiles are over all policy steps, key timesteps included;
-    ``image_receive_ratio`` is that of the worst view."""
+    ``image_receive_ratio`` is that of the worst view; ``command_period_ms`` is wall time, whatever
+    ``rate_factor`` is."""
     steps = record.steps
     reasons = Counter(step.reason for step in steps if step.is_key_timestep)
     return {

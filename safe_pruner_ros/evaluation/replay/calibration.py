@@ -62,22 +62,24 @@ class Outcome:
 @dataclass(frozen=True)
 class Judgement:
     """``recording`` under the setting that all other recordings chose; None: they chose none, and
-    the unpruned policy deviates by nothing."""
+    ``outcome`` is that of the unpruned policy."""
 
     recording: str
     setting: Setting | None
-    outcome: Outcome | None
+    outcome: Outcome
 
     @property
     def passed(self) -> bool:
-        return self.outcome is None or self.outcome.keeps_limits
+        return self.setting is not None and self.outcome.keeps_limits
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """``outcomes``: settings x recordings. ``judgements`` is empty with a single recording."""
+    """``outcomes``: settings x recordings; ``unpruned``: recordings, judged by the same limits,
+    of which it can exceed those on latency. ``judgements`` is empty with a single recording."""
 
     outcomes: tuple[Outcome, ...]
+    unpruned: tuple[Outcome, ...]
     chosen: Setting | None
     judgements: tuple[Judgement, ...]
 
@@ -111,17 +113,19 @@ def sweep(
     period_s: float = 0.0,
     deadline_ms: float = float('inf'),
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
-) -> tuple[Outcome, ...]:
-    """Every setting on every recording, which is gone through once for each.
+) -> tuple[tuple[Outcome, ...], tuple[Outcome, ...]]:
+    """Every setting on every recording, which is gone through once for each; (their outcomes,
+    those of the unpruned policy).
 
     Raises InstructionError when the policy knows no such instruction, ValueError when it cannot
     change its pruner.
     """
-    found = []
+    found, unpruned = [], []
+    # Not the method at retention 1: that answers the same, but takes its time for scoring.
+    baseline = Lane(UNPRUNED, UNPRUNED, 1.0, policy.with_pruner(UNPRUNED))
     for name, observations in recordings.items():
-        policy.update_pruner(**{RATIO: 1.0})
-        baseline = Lane(UNPRUNED, UNPRUNED, 1.0, policy)
-        replay(observations, layout, [baseline], horizon, period_s)
+        record = replay(observations, layout, [baseline], horizon, period_s)
+        unpruned.append(_outcome(Setting(1.0), name, record, baseline, limits, deadline_ms))
         for setting in settings:
             policy.update_pruner(**setting.changes())
             lane = Lane(setting.name, '', setting.retention_ratio, policy)
@@ -129,7 +133,7 @@ def sweep(
             outcome = _outcome(setting, name, record, baseline, limits, deadline_ms)
             found.append(outcome)
             on_outcome(outcome)
-    return tuple(found)
+    return tuple(found), tuple(unpruned)
 
 
 def _outcome(
@@ -140,22 +144,24 @@ def _outcome(
     limits: Limits,
     deadline_ms: float,
 ) -> Outcome:
-    compared = replace(record, lanes=(baseline, *record.lanes))
+    compared = replace(record, lanes=(baseline, replace(record.lanes[-1])))
     numbers = evaluate_replay(compared, [], deadline_ms, limits)['methods'][1]
+    del numbers['speedup']  # of two passes with minutes between them: no ratio
     pruned = numbers['pruned_share_mean']
     kept = 1.0 if pruned is None else 1.0 - pruned
     return Outcome(setting, recording, len(record.stamps_ns), kept, numbers)
 
 
-def calibrate(outcomes: Sequence[Outcome]) -> Calibration:
+def calibrate(outcomes: Sequence[Outcome], unpruned: Sequence[Outcome]) -> Calibration:
     """The proposal from all recordings, and for each the judgement by the others."""
     recordings = tuple(dict.fromkeys(outcome.recording for outcome in outcomes))
     judgements = []
     for held_out in recordings if len(recordings) > 1 else ():
         setting = choose([o for o in outcomes if o.recording != held_out])
-        judged = [o for o in outcomes if o.recording == held_out and o.setting == setting]
-        judgements.append(Judgement(held_out, setting, judged[0] if judged else None))
-    return Calibration(tuple(outcomes), choose(outcomes), tuple(judgements))
+        judged = unpruned if setting is None else [o for o in outcomes if o.setting == setting]
+        outcome = next(o for o in judged if o.recording == held_out)
+        judgements.append(Judgement(held_out, setting, outcome))
+    return Calibration(tuple(outcomes), tuple(unpruned), choose(outcomes), tuple(judgements))
 
 
 def choose(outcomes: Sequence[Outcome]) -> Setting | None:

@@ -54,10 +54,13 @@ def summarize(calibration: Calibration, limits: Mapping[str, float]) -> dict[str
             {
                 'recording': item.recording,
                 'setting_of_the_others': _setting(item.setting),
-                'numbers': dict(item.outcome.numbers) if item.outcome else None,
+                'numbers': dict(item.outcome.numbers),
                 'passed': item.passed,
             }
             for item in calibration.judgements
+        ],
+        'unpruned': [
+            {'recording': outcome.recording, **outcome.numbers} for outcome in calibration.unpruned
         ],
         'curve': [_point(setting, group) for setting, group in by_setting(calibration).items()],
     }
@@ -72,6 +75,41 @@ def by_setting(calibration: Calibration) -> dict[Setting, list[Outcome]]:
 
 def _setting(setting: Setting | None) -> dict[str, float] | None:
     return None if setting is None else setting.changes()
+
+
+def pruner_block(method: str, settings: Mapping[str, Any]) -> str:
+    """The section ``pruner`` of a policy file: ``method`` under all of ``settings``, as
+    `core.catalog.resolved_settings` has them."""
+    lines = [f'  {name}: {_yaml(name, value)}\n' for name, value in settings.items()]
+    return ''.join(['pruner:\n', f'  method: {method}\n', *lines])
+
+
+def _yaml(name: str, value: Any) -> str:
+    """A policy file knows no null: 0 and [] are what `PrunerConfig` reads as None."""
+    if value is None:
+        return '[]' if name == 'deep_layers' else '0'
+    if isinstance(value, (tuple, list)):
+        return f'[{", ".join(map(str, value))}]'
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def unpruned_problems(calibration: Calibration) -> list[str]:
+    """One line for each recording on which not even the unpruned policy keeps the limits."""
+    return [
+        f'on {outcome.recording} the unpruned policy exceeds '
+        f'{"; ".join(outcome.numbers["exceeded"])}'
+        for outcome in calibration.unpruned
+        if not outcome.keeps_limits
+    ]
+
+
+def verdict(item: Judgement) -> str:
+    text = (
+        'keeps the limits'
+        if item.outcome.keeps_limits
+        else f'EXCEEDS {"; ".join(item.outcome.numbers["exceeded"])}'
+    )
+    return text if item.setting is not None else f'nothing to judge; unpruned {text}'
 
 
 def _point(setting: Setting, group: Sequence[Outcome]) -> dict[str, Any]:
@@ -141,7 +179,7 @@ def draw_curve(calibration: Calibration, limits: Mapping[str, float]) -> str:
 def _html(calibration: Calibration, report: Mapping[str, Any], svg: str) -> str:
     limits = ', '.join(f'{name} {value:g}' for name, value in report['limits'].items())
     if calibration.chosen is None:
-        verdict = f'<p class="verdict fail">No setting keeps the limits ({escape(limits)}).</p>'
+        banner = f'<p class="verdict fail">No setting keeps the limits ({escape(limits)}).</p>'
     else:
         kind = 'pass' if calibration.judgements and calibration.passed else 'none'
         kind = 'fail' if not calibration.passed else kind
@@ -149,7 +187,15 @@ def _html(calibration: Calibration, report: Mapping[str, Any], svg: str) -> str:
         text = (
             f'Proposed: {calibration.chosen.name}; {100 * (1 - kept):.0f} % of the tokens pruned'
         )
-        verdict = f'<p class="verdict {kind}">{escape(text)}. Limits: {escape(limits)}.</p>'
+        banner = f'<p class="verdict {kind}">{escape(text)}. Limits: {escape(limits)}.</p>'
+        if 'settings' in report:
+            banner += (
+                '<p class="quiet">In the policy file:</p>'
+                f'<pre>{escape(pruner_block(report["method"], report["settings"]))}</pre>'
+            )
+    banner += ''.join(
+        f'<p class="verdict fail">{escape(text)}</p>' for text in unpruned_problems(calibration)
+    )
     if calibration.judgements:
         judged = (
             '<p class="quiet">Each recording is judged by the setting that the others would have '
@@ -164,7 +210,7 @@ def _html(calibration: Calibration, report: Mapping[str, Any], svg: str) -> str:
         'safe-pruner calibrate',
         [
             f'<h1>Calibration on {names}</h1>',
-            verdict,
+            banner,
             '<h2>What pruning buys and what it costs</h2>',
             svg,
             '<h2>Judged on recordings that did not choose</h2>',
@@ -177,18 +223,15 @@ def _html(calibration: Calibration, report: Mapping[str, Any], svg: str) -> str:
 
 def _judgement_row(item: Judgement) -> list[str]:
     name = 'none: unpruned' if item.setting is None else item.setting.name
-    if item.outcome is None:
-        return [Path(item.recording).name, name, '0', '0', '0', 'yes']
     numbers = item.outcome.numbers
     apart = numbers['deviation_rad']
-    verdict = 'yes' if item.passed else f'NO: {"; ".join(numbers["exceeded"])}'
     return [
         Path(item.recording).name,
         name,
         format_number(apart['p99'], '.4f'),
         format_number(apart['max'], '.4f'),
         str(numbers['gripper_flips']),
-        verdict,
+        verdict(item),
     ]
 
 

@@ -83,15 +83,23 @@ def evaluate_replay(
     """Everything report.json says about the methods. The first lane is the unpruned policy."""
     track = command_track(commands, record.layout, record.due_ns)
     has_commands = bool(np.isfinite(track).any())
+    n_steps = len(record.stamps_ns)
+    lost = sum(bool(step.error) for step in record.baseline.steps)
     lanes = []
     for lane in record.lanes:
         found = _lane(lane, record, deadline_ms)
         if has_commands:
             found['versus_commands'] = _versus_commands(lane, record, track)
-        found['exceeded'] = [] if lane is record.baseline else exceeded(found, limits)
+        # Its latency is what pruning is asked to mend, and its distance to itself is 0.
+        judged = _failures(found, limits) if lane is record.baseline else exceeded(found, limits)
+        if lost and lane is not record.baseline and any_limit(limits):
+            judged.append(
+                f'no reference for {lost} of {n_steps} steps: the unpruned policy failed'
+            )
+        found['exceeded'] = judged
         lanes.append(found)
     return {
-        'policy_steps': len(record.stamps_ns),
+        'policy_steps': n_steps,
         'duration_s': float(record.times_s[-1]) if record.stamps_ns else 0.0,
         'instructions': list(dict.fromkeys(record.instructions)),
         'joints': list(record.layout.names),
@@ -114,10 +122,15 @@ def _lane(lane: Lane, record: Replay, deadline_ms: float) -> dict[str, Any]:
     keys = [(number, step) for number, step in enumerate(lane.steps) if step.is_key_timestep]
     retained = np.array([step.n_retained for step in good], float)
     reference = np.array([step.total_ms for step in record.baseline.steps])
+    both = np.isfinite(latency) & np.isfinite(reference)
     return {
         'name': lane.name,
         'method': lane.method,
         'retention_ratio': lane.retention_ratio,
+        'compared_steps': sum(
+            not (own.error or its.error)
+            for own, its in zip(lane.steps, record.baseline.steps, strict=True)
+        ),
         'deviation_rad': percentiles(apart[..., ~is_gripper]),
         'deviation_per_joint': {
             joint: percentiles(apart[..., column])
@@ -134,7 +147,7 @@ def _lane(lane: Lane, record: Replay, deadline_ms: float) -> dict[str, Any]:
         'keyframe_steps': [number for number, _ in keys],
         'keyframe_reasons': dict(Counter(step.reason for _, step in keys)),
         'latency_ms': percentiles(latency),
-        'speedup': float(np.nanmean(reference) / np.nanmean(latency)) if good else None,
+        'speedup': float(reference[both].mean() / latency[both].mean()) if both.any() else None,
         'missed_deadlines': int((latency > deadline_ms).sum()),
         'failed_steps': [
             {'step': number, 'error': step.error}
@@ -184,6 +197,10 @@ def _hands(mine: FloatArray, its: FloatArray, record: Replay) -> dict[str, Any] 
     }
 
 
+def any_limit(limits: Limits) -> bool:
+    return any(limit is not None for limit in vars(limits).values())
+
+
 def exceeded(found: Mapping[str, Any], limits: Limits) -> list[str]:
     """One sentence for each limit that a method does not keep. A method without a single value
     to compare keeps none."""
@@ -200,6 +217,9 @@ def exceeded(found: Mapping[str, Any], limits: Limits) -> list[str]:
         if limit is not None and not (value is not None and value <= limit):
             shown = 'no value' if value is None else f'{value:.4g}'
             problems.append(f'{name}: {shown}, limit {limit:g}')
-    if found['failed_steps'] and any(limit is not None for limit in vars(limits).values()):
-        problems.append(f'{len(found["failed_steps"])} policy steps failed; see failed_steps')
-    return problems
+    return problems + _failures(found, limits)
+
+
+def _failures(found: Mapping[str, Any], limits: Limits) -> list[str]:
+    failed = len(found['failed_steps'])
+    return [f'{failed} policy steps failed; see failed_steps'] * (failed > 0 and any_limit(limits))

@@ -132,10 +132,11 @@ def _joints(methods: Sequence[Mapping[str, Any]], joints: Sequence[str]) -> str:
     )
     width = min(WIDTH_IN, 3.2 + 1.15 * len(methods))
     figure, axis = plt.subplots(figsize=(width, 1.0 + 0.26 * len(joints)))
-    top = max(np.nanmax(values, initial=0.0), 1e-6)
+    top = max(np.nan_to_num(values).max(initial=0.0), 1e-6)
     axis.pcolormesh(values, cmap='cividis', vmin=0, vmax=top, edgecolor='white', lw=0.8)
     for (row, column), value in np.ndenumerate(values):
-        axis.text(column + 0.5, row + 0.5, f'{value:.3f}', ha='center', va='center', fontsize=7.5,
+        text = 'none' if np.isnan(value) else f'{value:.3f}'
+        axis.text(column + 0.5, row + 0.5, text, ha='center', va='center', fontsize=7.5,
                   color='white' if value < 0.6 * top else 'black')  # fmt: skip
     names = [method['name'] for method in methods]
     axis.set_xticks(np.arange(len(names)) + 0.5, names, rotation=20, ha='left')
@@ -191,7 +192,8 @@ def _latency(record: Replay, deadline_ms: float) -> str:
         share = 100 * np.arange(1, len(values) + 1) / max(1, len(values))
         colour = GREY if number == 0 else _colour(number - 1)
         axis.step(values, share, where='post', color=colour, lw=1.5, label=lane.name)
-    longest = max(s.total_ms for lane in record.lanes for s in lane.steps if not s.error)
+    good = (s.total_ms for lane in record.lanes for s in lane.steps if not s.error)
+    longest = max(good, default=0.0)
     if deadline_ms < 3 * longest:
         axis.axvline(deadline_ms, color=LIMIT, lw=1, ls='--',
                      label=f'deadline {deadline_ms:g} ms')  # fmt: skip

@@ -26,8 +26,8 @@ th { color: #555; font-weight: 600; } .quiet { color: #667; } .wide { overflow-x
 video { width: 100%; }
 """
 COLUMNS = (
-    'method', 'tokens kept', 'deviation p50 [rad]', 'p99', 'max', 'gripper flips',
-    'hand max [mm]', 'key steps', 'step p50 [ms]', 'p99', 'missed', 'speedup',
+    'method', 'failed', 'compared steps', 'tokens kept', 'deviation p50 [rad]', 'p99', 'max',
+    'gripper flips', 'hand max [mm]', 'key steps', 'step p50 [ms]', 'p99', 'missed', 'speedup',
 )  # fmt: skip
 
 
@@ -80,7 +80,8 @@ def render_html(report: Mapping[str, Any], plots: Mapping[str, str], has_video: 
         _verdict(report),
         '<h2>Methods</h2>',
         '<p class="quiet">Each method answers the same recorded observations; deviation is the '
-        'distance of its executed joint targets from those of the unpruned policy.</p>',
+        'distance of its executed joint targets from those of the unpruned policy, over the '
+        'compared steps, which neither of the two failed.</p>',
         html_table(COLUMNS, [_method_row(method) for method in report['methods']]),
     ]
     if any('versus_commands' in method for method in report['methods']):
@@ -136,6 +137,8 @@ def _method_row(method: Mapping[str, Any]) -> list[str]:
     apart, latency = method['deviation_rad'], method['latency_ms']
     return [
         method['name'],
+        str(len(method['failed_steps'])),
+        str(method['compared_steps']),
         f'{format_number(method["retained_tokens_mean"], ".1f")} of {method["n_visual"]}',
         *(format_number(apart[name], '.4f') for name in ('p50', 'p99', 'max')),
         str(method['gripper_flips']),

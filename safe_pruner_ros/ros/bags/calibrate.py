@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from safe_pruner_ros.core.catalog import accepted_settings
+from safe_pruner_ros.core.catalog import accepted_settings, resolved_settings
 from safe_pruner_ros.evaluation.observation_store import ObservationStore
 from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.replay.calibration import (
@@ -25,10 +25,14 @@ from safe_pruner_ros.evaluation.replay.calibration import (
 )
 from safe_pruner_ros.evaluation.replay.calibration_report import (
     ONE_RECORDING,
+    pruner_block,
     summarize,
+    unpruned_problems,
+    verdict,
     write_calibration,
 )
 from safe_pruner_ros.evaluation.replay.metrics import Limits
+from safe_pruner_ros.policies.catalog import CAUSAL
 from safe_pruner_ros.policies.policy import InstructionError
 from safe_pruner_ros.ros.bags.mapping import apply_map, parse_map
 from safe_pruner_ros.ros.bags.reader import Bag
@@ -69,16 +73,22 @@ def main(
         check_policy_fits(policy.spec, config.robot)
         progress = _Progress(len(tries) * len(recordings))
         try:
-            outcomes = sweep(
+            outcomes, unpruned = sweep(
                 policy, recordings, config.robot.layout, tries, limits, horizon, period_s,
                 deadline_ms, progress.show,
             )  # fmt: skip
         except InstructionError as error:
             raise ValueError(f'{error}; give another one with --instruction') from error
-    result = calibrate(outcomes)
+    result = calibrate(outcomes, unpruned)
+    chosen = {} if result.chosen is None else result.chosen.changes()
+    resolved = resolved_settings(
+        method, {**settings, **chosen}, causal=config.policy.name in CAUSAL
+    )
+    tried = () if result.chosen else (RATIO, THRESHOLD)
     report = {
         **summarize(result, given),
         'method': method,
+        'settings': {name: value for name, value in resolved.items() if name not in tried},
         'robot': config.robot.name,
         **facts_of_run(config.policy),
     }
@@ -125,17 +135,15 @@ def _print(result: Calibration, report: Mapping[str, Any]) -> None:
         )
     if result.chosen is None:
         print('no setting keeps the limits: leave pruning off, or look at the recording')
+    else:
+        print(f'proposed: {result.chosen.name}. In the policy file:')
+        print(pruner_block(report['method'], report['settings']), end='')
+    for problem in unpruned_problems(result):
+        print(f'note: {problem}')
+    if result.chosen is None:
         return
-    print(f'proposed: {result.chosen.name}. In the policy file:')
-    print('pruner:')
-    print(f'  method: {report["method"]}')
-    for name, value in result.chosen.changes().items():
-        print(f'  {name}: {value:g}')
     if not result.judgements:
         print(ONE_RECORDING)
     for item in result.judgements:
-        name = 'unpruned' if item.setting is None else item.setting.name
-        verdict = 'keeps the limits'
-        if item.outcome is not None and not item.passed:
-            verdict = 'EXCEEDS ' + '; '.join(item.outcome.numbers['exceeded'])
-        print(f'judged on {item.recording} (the others choose {name}): {verdict}')
+        name = 'nothing' if item.setting is None else item.setting.name
+        print(f'judged on {item.recording} (the others choose {name}): {verdict(item)}')

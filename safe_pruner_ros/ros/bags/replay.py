@@ -86,7 +86,7 @@ def facts_of_run(policy: PolicyConfig) -> dict[str, Any]:
     return {
         'policy': policy.name,
         'checkpoint': policy.checkpoint or 'shipped',
-        'device': policy.device,
+        'device': PolicySource.of(policy).device,
         **run_facts(),
     }
 
@@ -100,7 +100,8 @@ def _print(report: Mapping[str, Any]) -> None:
             f'{method["name"]:>20}: deviation p99 {_shown(apart["p99"])} max '
             f'{_shown(apart["max"])} rad, {method["gripper_flips"]} gripper flips, '
             f'{method["retained_tokens_mean"] or 0:.1f} of {method["n_visual"]} tokens, '
-            f'{_shown(method["latency_ms"]["p50"], ".1f")} ms p50'
+            f'{_shown(method["latency_ms"]["p50"], ".1f")} ms p50, '
+            f'{len(method["failed_steps"])} failed, {method["compared_steps"]} compared steps'
         )
         for problem in method['exceeded']:
             print(f'{"":>20}  LIMIT EXCEEDED {problem}')

@@ -31,12 +31,16 @@ def common(seeded_checkpoint, kit, tmp_path):
 
 def test_two_recordings_judge_each_other(halves, common, tmp_path, capsys) -> None:
     asked = ['--retention', '0.6,0.2', '--thresholds', '0.0', '--max-deviation-rad', '50']
+    asked += ['--set', 'alpha=0.7']
     assert cli.main(['calibrate', *halves, *asked, *common]) == 0
     printed = capsys.readouterr().out
     assert 'proposed: retention 0.2, tau 0. In the policy file:' in printed
+    lines = printed.splitlines()
+    assert {'pruner:', '  retention_ratio: 0.2', '  alpha: 0.7', '  norm: l1'} <= set(lines)
     assert printed.count('judged on') == 2 and printed.count('keeps the limits') == 2
     report = json.loads((tmp_path / 'out' / 'calibration.json').read_text())
     assert report['chosen'] == {'retention_ratio': 0.2, 'similarity_threshold': 0.0}
+    assert report['settings']['alpha'] == 0.7 and report['settings']['retention_ratio'] == 0.2
     assert report['judged_by'] == 'each recording by the choice of the others'
     assert [item['recording'] for item in report['judgements']] == halves
     much, little = (point['kept_share'] for point in reversed(report['curve']))
