@@ -175,6 +175,34 @@ def test_specprune_vla(seed, scope, lookback, pictures, layout, fake_decoder, n_
     assert n_changed > 3
 
 
+@pytest.mark.parametrize(
+    ('moved', 'uncovered', 'covered'),
+    [([14, 17], [], []), ([14], [3], []), ([14], [], [9]), ([], [2], [9]), ([], [], [])],
+)
+def test_specprune_vla_takes_no_place_for_black_that_stays_black(
+    moved, uncovered, covered, layout, fake_decoder, n_layers
+):
+    """Half of the picture is a letterbox's padding. Of 8 tokens 2 are V_global's, 2 V_dynamic's
+    at most; what V_dynamic does not need is V_local's."""
+    decoder = build(fake_decoder, layout, n_layers, 'specprune_vla', 0, 'joint')
+    before = torch.rand(20, 48, generator=torch.Generator().manual_seed(1)) * 255
+    before[:9] = 0
+    now = before.clone()
+    now[moved] = now[moved].flip(dims=[1])
+    now[uncovered] = 90.0
+    now[covered] = 0.0
+    decoder.step(0, patches=before)
+
+    late = mean([decoder.saliency[SaliencyRequest(layer, 'text')].tolist() for layer in (3, 7)])
+    expected = {*top(late, range(20), 2), *moved, *uncovered, *covered}
+    local = [decoder.saliency[SaliencyRequest(layer, 'text')].tolist() for layer in (0, 1)]
+    in_turn = [top(layer, range(20), k)[-1] for k in range(1, 21) for layer in local]
+    for token in in_turn:
+        if len(expected) < 8:
+            expected.add(token)
+    assert retained(decoder.step(1, patches=now)) == sorted(expected)
+
+
 @pytest.mark.parametrize('method', ['vla_pruner', 'specprune_vla'])
 def test_history_of_another_task_layout_or_episode_is_not_used(
     method, layout, fake_decoder, n_layers
