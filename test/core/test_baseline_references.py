@@ -204,6 +204,58 @@ def test_specprune_vla_takes_no_place_for_black_that_stays_black(
 
 
 @pytest.mark.parametrize('method', ['vla_pruner', 'specprune_vla'])
+def test_a_step_in_full_chooses_nothing(method, monkeypatch, layout, fake_decoder, n_layers):
+    """A choice is the dear part of a plan, and a full step would drop it."""
+    decoder = build(fake_decoder, layout, n_layers, method, 0, 'joint')
+    saliency, asked = decoder.pruner.saliency, []
+
+    def noted(context):
+        asked.append(context.step)
+        return saliency(context)
+
+    monkeypatch.setattr(decoder.pruner, 'saliency', noted)
+    plans = [decoder.step(step) for step in range(5)]
+    decoder.pruner.force_keyframe()
+    plans += [decoder.step(step) for step in range(5, 7)]
+    assert plans[5].keyframe is KeyframeReason.FORCED
+    assert asked == [step for step, plan in enumerate(plans) if plan.retained is not None]
+    assert asked[-1] == 6
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), 0.0])
+@pytest.mark.parametrize('why', ['start', 'forced'])
+@pytest.mark.parametrize('method', ['vla_pruner', 'specprune_vla'])
+def test_a_step_in_full_does_not_hide_doubt(method, why, bad, layout, fake_decoder, n_layers):
+    """It says so, gives no other reason, and leaves nothing behind."""
+    decoder = build(fake_decoder, layout, n_layers, method, 0, 'joint')
+    reason = KeyframeReason.FORCED
+    n_good = 4 if why == 'forced' else 0
+    if why == 'start':
+        warms_up = method == 'vla_pruner'
+        reason = KeyframeReason.WARM_UP if warms_up else KeyframeReason.FIRST_STEP
+    for step in range(n_good):
+        decoder.step(step)
+    if why == 'forced':
+        decoder.pruner.force_keyframe()
+
+    features = decoder.features.clone()
+    features[7, 2] = bad
+    doubts = [] if bad == 0 else [{'features': features}]
+    for request in decoder.pruner.shallow_requests:
+        saliency = decoder.saliency[request].clone()
+        saliency[7 if bad else slice(None)] = bad
+        doubts.append({'saliency': {request: saliency}})
+    for step, doubt in enumerate(doubts, n_good):
+        plan = decoder.step(step, **doubt)
+        assert plan.retained is None and plan.keyframe is None
+        assert plan.fallback == 'saliency is all zero or not finite: every token kept'
+    first = n_good + len(doubts)
+    reasons = [decoder.step(step).keyframe for step in range(first, first + 4)]
+    n_full = 3 if reason is KeyframeReason.WARM_UP else 1
+    assert reasons == [reason] * n_full + [None] * (4 - n_full)
+
+
+@pytest.mark.parametrize('method', ['vla_pruner', 'specprune_vla'])
 def test_history_of_another_task_layout_or_episode_is_not_used(
     method, layout, fake_decoder, n_layers
 ):

@@ -36,7 +36,7 @@ from safe_pruner_ros.core.history_pruner import HistoryPruner
 from safe_pruner_ros.core.patch_similarity import patch_similarity
 from safe_pruner_ros.core.pruner import KeyframeReason, SaliencyRequest, StepContext
 from safe_pruner_ros.core.score_pruner import ScorePrunerConfig
-from safe_pruner_ros.core.selection import is_usable, quota_groups, ranks, void_unless
+from safe_pruner_ros.core.selection import quota_groups, ranks, void_unless
 from safe_pruner_ros.core.settings import check_range, resolve_layers
 from safe_pruner_ros.core.step_history import PastStep
 
@@ -89,4 +89,4 @@ class SpecPrune(HistoryPruner):
                 is_dynamic = similarity < self._config.change_threshold
                 is_dynamic &= ranks(-similarity) < quota // 3
                 saliency[group] += (is_global | is_dynamic).float()
-        return void_unless(is_usable(local) & torch.isfinite(context.features).all(), saliency)
+        return void_unless(self.can_be_judged(context), saliency)
