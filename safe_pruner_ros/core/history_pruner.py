@@ -22,9 +22,11 @@ from safe_pruner_ros.core.tokens import QueryGroup
 
 class HistoryPruner(ScorePruner, ABC):
     """Remembers of each of the last ``length`` steps the saliency that the ``queries`` rows give
-    in ``layers``, their mean; measured on pruned steps, too."""
+    in ``layers``, their mean; measured on pruned steps, too. ``keeps_pictures``: what the steps
+    showed as well."""
 
     first_pruning_layer = 1
+    keeps_pictures = False
 
     def __init__(
         self,
@@ -38,7 +40,7 @@ class HistoryPruner(ScorePruner, ABC):
         self.deep_requests = tuple(
             SaliencyRequest(layer, queries, on_pruned_steps=True) for layer in layers
         )
-        self._history = StepHistory(length)
+        self._history = StepHistory(length, self.keeps_pictures)
         self._keyframe_forced = False
 
     @abstractmethod

@@ -1,6 +1,7 @@
 """Each baseline against its formula, written out in loops over plain numbers."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -253,6 +254,22 @@ def test_a_step_in_full_does_not_hide_doubt(method, why, bad, layout, fake_decod
     reasons = [decoder.step(step).keyframe for step in range(first, first + 4)]
     n_full = 3 if reason is KeyframeReason.WARM_UP else 1
     assert reasons == [reason] * n_full + [None] * (4 - n_full)
+
+
+@pytest.mark.parametrize(
+    ('method', 'reads_pictures'), [('vla_pruner', False), ('specprune_vla', True)]
+)
+def test_pictures_are_kept_where_they_are_read(
+    method, reads_pictures, layout, fake_decoder, n_layers
+):
+    """Of three views they are some megabytes a step."""
+    decoder = build(fake_decoder, layout, n_layers, method, 0, 'joint')
+    patches = torch.rand(20, 48) * 255
+    kept = [weakref.ref(patches), weakref.ref(decoder.features)]
+    decoder.step(0, patches=patches)
+    decoder.features = decoder.features.clone()
+    del patches
+    assert [reference() is not None for reference in kept] == [reads_pictures, False]
 
 
 @pytest.mark.parametrize('method', ['vla_pruner', 'specprune_vla'])

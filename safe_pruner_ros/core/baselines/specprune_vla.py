@@ -57,6 +57,8 @@ class SpecPruneConfig(ScorePrunerConfig):
 
 
 class SpecPrune(HistoryPruner):
+    keeps_pictures = True
+
     def __init__(self, config: SpecPruneConfig, n_layers: int) -> None:
         published = (max(0, round(n_layers * 15 / 32) - 1), n_layers - 1)
         deep = resolve_layers(config.deep_layers, n_layers, published)
@@ -85,7 +87,9 @@ class SpecPrune(HistoryPruner):
             saliency[group] = 1.0 - ranks(-order.amin(dim=0).float()) / size
             if past:
                 is_global = ranks(past[0].saliency[group]) < quota // 3
-                similarity = patch_similarity(context.shown[group], past[-1].shown[group])
+                earlier = past[-1].shown
+                assert earlier is not None  # keeps_pictures
+                similarity = patch_similarity(context.shown[group], earlier[group])
                 is_dynamic = similarity < self._config.change_threshold
                 is_dynamic &= ranks(-similarity) < quota // 3
                 saliency[group] += (is_global | is_dynamic).float()

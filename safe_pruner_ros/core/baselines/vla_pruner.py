@@ -7,8 +7,7 @@ Action:   Shat = sum_{i=1..w} g^i S_{t-i} / sum_{i=1..w} g^i, with S the attenti
           rows, mean over heads and over the later half of the layers; w = 3, g = 0.8.
 Pool:     the K highest of either. Filter: the K most different tokens of the pool (greedy
           max-min diversity, `core/diversity.py`). Retained: exactly K.
-Layer: one cut, at layer 3 by default. Kept between steps: w vectors of V numbers
-(`StepHistory` also holds the features of those steps).
+Layer: one cut, at layer 3 by default. Kept between steps: w vectors of V numbers.
 Cost: one attention map of the prompt's rows (n^2, the dearest term) and the action rows of the
 later layers on every step; V^2 D and K dependent steps for the filter on pruned ones.
 
