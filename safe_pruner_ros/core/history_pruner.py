@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 
@@ -15,7 +14,7 @@ from safe_pruner_ros.core.pruner import (
     StepContext,
     StepPlan,
 )
-from safe_pruner_ros.core.score_pruner import ScorePruner, ScorePrunerConfig
+from safe_pruner_ros.core.score_pruner import UNUSABLE, ScorePruner, ScorePrunerConfig
 from safe_pruner_ros.core.selection import is_usable
 from safe_pruner_ros.core.step_history import PastStep, StepHistory
 from safe_pruner_ros.core.tokens import QueryGroup
@@ -23,9 +22,11 @@ from safe_pruner_ros.core.tokens import QueryGroup
 
 class HistoryPruner(ScorePruner, ABC):
     """Remembers of each of the last ``length`` steps the saliency that the ``queries`` rows give
-    in ``layers``, their mean; measured on pruned steps, too."""
+    in ``layers``, their mean; measured on pruned steps, too. ``keeps_pictures``: what the steps
+    showed as well."""
 
     first_pruning_layer = 1
+    keeps_pictures = False
 
     def __init__(
         self,
@@ -39,21 +40,31 @@ class HistoryPruner(ScorePruner, ABC):
         self.deep_requests = tuple(
             SaliencyRequest(layer, queries, on_pruned_steps=True) for layer in layers
         )
-        self._history = StepHistory(length)
+        self._history = StepHistory(length, self.keeps_pictures)
         self._keyframe_forced = False
 
     @abstractmethod
     def why_in_full(self, past: list[PastStep]) -> KeyframeReason | None:
         """Why a step that remembers ``past``, most recent first, runs in full; None: no reason."""
 
+    def can_be_judged(self, context: StepContext) -> torch.Tensor:
+        """0-d bool tensor: the measured saliency is usable, and the features are finite.
+
+        Asked on full steps, where `saliency` is not; extend it if `saliency` reads anything else.
+        """
+        checks = [is_usable(context.shallow[request].float()) for request in self.shallow_requests]
+        return torch.stack([torch.isfinite(context.features).all(), *checks]).all()
+
     def plan(self, context: StepContext) -> StepPlan:
-        plan = super().plan(context)
-        if plan.retained is None:
-            return plan
         reason = self.why_in_full(self._history.before(context))
         if reason is None and self._keyframe_forced:
             reason = KeyframeReason.FORCED
-        return plan if reason is None else replace(plan, retained=None, keyframe=reason)
+        if reason is None:
+            return super().plan(context)
+        # To choose is the dear part. Doubt is looked for all the same: it must not be remembered.
+        if not bool(self.can_be_judged(context)):
+            return StepPlan(retained=None, fallback=UNUSABLE)
+        return StepPlan(retained=None, keyframe=reason)
 
     def observe(self, context: StepContext, plan: StepPlan, attention: StepAttention) -> None:
         """Remember what the rows looked at; a step in doubt leaves nothing behind."""

@@ -15,6 +15,10 @@ from safe_pruner_ros.core.correspondence import Correspondence
 
 Norm = Literal['none', 'l1', 'minmax', 'zscore']
 
+# Lowest and highest value of a row this close, relative to the larger magnitude, are one number:
+# float32 rounds a mean of equal values, and stretched to full range the rounding would rank.
+FLAT_SPREAD = 1e-6
+
 
 def attention_saliency(
     query: Float[torch.Tensor, 'H R d'],
@@ -56,19 +60,27 @@ def transfer(
 def normalize(
     saliency: Float[torch.Tensor, '*layers V'], norm: Norm
 ) -> Float[torch.Tensor, '*layers V']:
-    """Put layers on one scale, each over its last dim. A constant row becomes zeros under
-    'minmax' and 'zscore', an all-zero row stays zero under 'l1'. 'none' is what the paper does."""
+    """Put layers on one scale, each over its last dim. 'none' is what the paper does.
+
+    A row that is constant, or nearly so (`FLAT_SPREAD`), becomes zeros under 'minmax' and
+    'zscore'; an all-zero row stays zero under 'l1'. A row that is not finite never becomes finite.
+    Raises ValueError for an unknown norm.
+    """
     if norm == 'none':
         return saliency
     if norm == 'l1':
         return saliency / _nonzero(saliency.abs().sum(dim=-1, keepdim=True))
+    if norm not in ('minmax', 'zscore'):
+        raise ValueError(f"norm must be 'none', 'l1', 'minmax' or 'zscore', got {norm!r}")
+    low, high = saliency.amin(dim=-1, keepdim=True), saliency.amax(dim=-1, keepdim=True)
     if norm == 'minmax':
-        low, high = saliency.amin(dim=-1, keepdim=True), saliency.amax(dim=-1, keepdim=True)
-        return (saliency - low) / _nonzero(high - low)
-    if norm == 'zscore':
+        scaled = (saliency - low) / _nonzero(high - low)
+    else:
         centred = saliency - saliency.mean(dim=-1, keepdim=True)
-        return centred / _nonzero(saliency.std(dim=-1, keepdim=True, correction=0))
-    raise ValueError(f"norm must be 'none', 'l1', 'minmax' or 'zscore', got {norm!r}")
+        scaled = centred / _nonzero(saliency.std(dim=-1, keepdim=True, correction=0))
+    is_flat = high - low <= FLAT_SPREAD * torch.maximum(high.abs(), low.abs())
+    is_flat &= torch.isfinite(high - low)  # infinity is no more than a millionth of itself
+    return torch.where(is_flat, torch.zeros_like(scaled), scaled)
 
 
 def _nonzero(divisor: torch.Tensor) -> torch.Tensor:

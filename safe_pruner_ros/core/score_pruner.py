@@ -21,6 +21,8 @@ from safe_pruner_ros.core.settings import (
     check_retention_ratio,
 )
 
+UNUSABLE = 'saliency is all zero or not finite: every token kept'
+
 
 @dataclass(frozen=True)
 class ScorePrunerConfig:
@@ -59,11 +61,7 @@ class ScorePruner:
     def plan(self, context: StepContext) -> StepPlan:
         saliency = self.saliency(context).float()
         if not bool(is_usable(saliency)):  # checked first: NaN would sort as most salient
-            return StepPlan(
-                retained=None,
-                early=saliency,
-                fallback='saliency is all zero or not finite: every token kept',
-            )
+            return StepPlan(retained=None, early=saliency, fallback=UNUSABLE)
         retained = select_retained(
             saliency, self.retention_ratio, context.layout, self.quota_scope
         )

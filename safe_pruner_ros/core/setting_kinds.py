@@ -57,6 +57,9 @@ def _flag(value: Any) -> bool:
 
 
 def _layers(value: Any) -> tuple[int, ...]:
+    # Unquoted in YAML, or quoted on a command line, 0,-2,-1 arrives as text.
+    if isinstance(value, str):
+        value = [float(layer) for layer in value.split(',')]
     values = value if isinstance(value, (tuple, list)) else (value,)
     return tuple(_whole(layer) for layer in values)
 

@@ -16,18 +16,22 @@ from safe_pruner_ros.core.tokens import ViewGrid
 @dataclass(frozen=True)
 class PastStep:
     """One earlier policy step. ``saliency`` [V]; a token that had left then reads 0. ``shown``:
-    `StepContext.shown`."""
+    `StepContext.shown` of a history that keeps pictures, else None."""
 
     step: int
-    shown: Float[torch.Tensor, 'V P']
     saliency: Float[torch.Tensor, ' V']
+    shown: Float[torch.Tensor, 'V P'] | None
 
 
 class StepHistory:
-    """The last ``length`` steps that belong together: same views, same instruction."""
+    """The last ``length`` steps that belong together: same views, same instruction.
 
-    def __init__(self, length: int) -> None:
+    ``keep_pictures``: [V, P] float32 a step more, for methods that compare what was shown.
+    """
+
+    def __init__(self, length: int, keep_pictures: bool) -> None:
         self._steps: deque[PastStep] = deque(maxlen=length)
+        self._keep_pictures = keep_pictures
         self._belongs_to: Hashable = None
 
     def before(self, context: StepContext) -> list[PastStep]:
@@ -44,7 +48,8 @@ class StepHistory:
         if not self.before(context):
             self.clear()
         self._belongs_to = _key(context.layout.views, context.instruction_key)
-        self._steps.appendleft(PastStep(context.step, context.shown, saliency))
+        shown = context.shown if self._keep_pictures else None
+        self._steps.appendleft(PastStep(context.step, saliency, shown))
 
     def clear(self) -> None:
         self._steps.clear()

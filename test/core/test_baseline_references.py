@@ -1,6 +1,7 @@
 """Each baseline against its formula, written out in loops over plain numbers."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -173,6 +174,102 @@ def test_specprune_vla(seed, scope, lookback, pictures, layout, fake_decoder, n_
         rows = [episode[SaliencyRequest(layer, 'text')].tolist() for layer in (3, 7)]
         late = [value if i in expected else 0.0 for i, value in enumerate(mean(rows))]
     assert n_changed > 3
+
+
+@pytest.mark.parametrize(
+    ('moved', 'uncovered', 'covered'),
+    [([14, 17], [], []), ([14], [3], []), ([14], [], [9]), ([], [2], [9]), ([], [], [])],
+)
+def test_specprune_vla_takes_no_place_for_black_that_stays_black(
+    moved, uncovered, covered, layout, fake_decoder, n_layers
+):
+    """Half of the picture is a letterbox's padding. Of 8 tokens 2 are V_global's, 2 V_dynamic's
+    at most; what V_dynamic does not need is V_local's."""
+    decoder = build(fake_decoder, layout, n_layers, 'specprune_vla', 0, 'joint')
+    before = torch.rand(20, 48, generator=torch.Generator().manual_seed(1)) * 255
+    before[:9] = 0
+    now = before.clone()
+    now[moved] = now[moved].flip(dims=[1])
+    now[uncovered] = 90.0
+    now[covered] = 0.0
+    decoder.step(0, patches=before)
+
+    late = mean([decoder.saliency[SaliencyRequest(layer, 'text')].tolist() for layer in (3, 7)])
+    expected = {*top(late, range(20), 2), *moved, *uncovered, *covered}
+    local = [decoder.saliency[SaliencyRequest(layer, 'text')].tolist() for layer in (0, 1)]
+    in_turn = [top(layer, range(20), k)[-1] for k in range(1, 21) for layer in local]
+    for token in in_turn:
+        if len(expected) < 8:
+            expected.add(token)
+    assert retained(decoder.step(1, patches=now)) == sorted(expected)
+
+
+@pytest.mark.parametrize('method', ['vla_pruner', 'specprune_vla'])
+def test_a_step_in_full_chooses_nothing(method, monkeypatch, layout, fake_decoder, n_layers):
+    """A choice is the dear part of a plan, and a full step would drop it."""
+    decoder = build(fake_decoder, layout, n_layers, method, 0, 'joint')
+    saliency, asked = decoder.pruner.saliency, []
+
+    def noted(context):
+        asked.append(context.step)
+        return saliency(context)
+
+    monkeypatch.setattr(decoder.pruner, 'saliency', noted)
+    plans = [decoder.step(step) for step in range(5)]
+    decoder.pruner.force_keyframe()
+    plans += [decoder.step(step) for step in range(5, 7)]
+    assert plans[5].keyframe is KeyframeReason.FORCED
+    assert asked == [step for step, plan in enumerate(plans) if plan.retained is not None]
+    assert asked[-1] == 6
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), 0.0])
+@pytest.mark.parametrize('why', ['start', 'forced'])
+@pytest.mark.parametrize('method', ['vla_pruner', 'specprune_vla'])
+def test_a_step_in_full_does_not_hide_doubt(method, why, bad, layout, fake_decoder, n_layers):
+    """It says so, gives no other reason, and leaves nothing behind."""
+    decoder = build(fake_decoder, layout, n_layers, method, 0, 'joint')
+    reason = KeyframeReason.FORCED
+    n_good = 4 if why == 'forced' else 0
+    if why == 'start':
+        warms_up = method == 'vla_pruner'
+        reason = KeyframeReason.WARM_UP if warms_up else KeyframeReason.FIRST_STEP
+    for step in range(n_good):
+        decoder.step(step)
+    if why == 'forced':
+        decoder.pruner.force_keyframe()
+
+    features = decoder.features.clone()
+    features[7, 2] = bad
+    doubts = [] if bad == 0 else [{'features': features}]
+    for request in decoder.pruner.shallow_requests:
+        saliency = decoder.saliency[request].clone()
+        saliency[7 if bad else slice(None)] = bad
+        doubts.append({'saliency': {request: saliency}})
+    for step, doubt in enumerate(doubts, n_good):
+        plan = decoder.step(step, **doubt)
+        assert plan.retained is None and plan.keyframe is None
+        assert plan.fallback == 'saliency is all zero or not finite: every token kept'
+    first = n_good + len(doubts)
+    reasons = [decoder.step(step).keyframe for step in range(first, first + 4)]
+    n_full = 3 if reason is KeyframeReason.WARM_UP else 1
+    assert reasons == [reason] * n_full + [None] * (4 - n_full)
+
+
+@pytest.mark.parametrize(
+    ('method', 'reads_pictures'), [('vla_pruner', False), ('specprune_vla', True)]
+)
+def test_pictures_are_kept_where_they_are_read(
+    method, reads_pictures, layout, fake_decoder, n_layers
+):
+    """Of three views they are some megabytes a step."""
+    decoder = build(fake_decoder, layout, n_layers, method, 0, 'joint')
+    patches = torch.rand(20, 48) * 255
+    kept = [weakref.ref(patches), weakref.ref(decoder.features)]
+    decoder.step(0, patches=patches)
+    decoder.features = decoder.features.clone()
+    del patches
+    assert [reference() is not None for reference in kept] == [reads_pictures, False]
 
 
 @pytest.mark.parametrize('method', ['vla_pruner', 'specprune_vla'])

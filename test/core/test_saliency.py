@@ -82,6 +82,38 @@ def test_norms():
     assert torch.allclose(scores.square().mean(dim=1), torch.tensor([1.0, 0.0, 0.0]), atol=1e-6)
 
 
+@pytest.mark.parametrize('norm', ['minmax', 'zscore'])
+@pytest.mark.parametrize('size', [20, 768])
+@pytest.mark.parametrize('value', [0.1, 1 / 3, 1e-9, 700.0, -0.1])
+def test_a_constant_row_up_to_rounding_ranks_nothing(value, size, norm):
+    """Also beside a row that does rank, which keeps its own scale."""
+    constant = torch.full((1, size), value)
+    assert normalize(constant, norm).tolist() == [[0.0] * size]
+    noise = 2e-7 * (random_tensor(1, size) > 0)
+    nearly = constant * (1 + noise)
+    assert len(nearly.unique()) > 1
+    assert normalize(nearly, norm).tolist() == [[0.0] * size]
+    other = random_tensor(1, size, seed=1)
+    both = normalize(torch.cat([nearly, other]), norm)
+    assert torch.equal(both[1:], normalize(other, norm)) and not both[0].any()
+
+
+@pytest.mark.parametrize('norm', ['minmax', 'zscore'])
+def test_a_small_difference_above_rounding_still_ranks(norm):
+    row = torch.full((1, 20), 0.1)
+    row[0, 7] *= 1 + 1e-5
+    scaled = normalize(row, norm)
+    assert scaled.argmax() == 7 and scaled.amax() - scaled.amin() > 0.99
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+@pytest.mark.parametrize('norm', ['l1', 'minmax', 'zscore'])
+def test_a_row_in_doubt_stays_in_doubt(norm, bad):
+    row = torch.full((1, 20), 0.1)
+    row[0, 3] = bad
+    assert not torch.isfinite(normalize(row, norm)).all()
+
+
 def test_unknown_norm_is_named():
     with pytest.raises(ValueError, match="got 'l2'"):
         normalize(torch.ones(3), 'l2')

@@ -193,8 +193,11 @@ def test_configured_settings_are_where_a_method_starts() -> None:
         (['forecast=0', 'forecast=False', 'forecast=false'], 'forecast=False'),
         (['K=2', 'K=2.0'], 'pruning_layer=2'),
         (['max_keyframe_age=None'], 'max_keyframe_age=None'),
-        (['S=-4,-3,-2,-1', 'S=[-4.0, -3, -2, -1]'], 'deep_layers=-4,-3,-2,-1'),
-        (['S=8', 'S=(8,)'], 'deep_layers=8'),
+        (
+            ['S=-4,-3,-2,-1', 'S=[-4.0, -3, -2, -1]', "S='-4, -3,-2,-1'"],
+            'deep_layers=-4,-3,-2,-1',
+        ),
+        (['S=8', 'S=(8,)', "S='8'"], 'deep_layers=8'),
         (['tau=0.95'], 'similarity_threshold=0.95'),
     ],
 )
@@ -235,6 +238,7 @@ def test_settings_of_methods_that_do_not_run_are_checked() -> None:
         (['safe_pruner:max_keyframe_age=often'], [0.3], {}, "a whole number, got 'often'"),
         (['safe_pruner:S=0,x'], [0.3], {}, "deep_layers must be whole numbers like .* got '0,x'"),
         (['safe_pruner:S=0,1.5'], [0.3], {}, r'deep_layers must be .* got \(0, 1.5\)'),
+        (["safe_pruner:S='0,1.5'"], [0.3], {}, "deep_layers must be .* got '0,1.5'"),
         (['safe_pruner:forecast=2'], [0.3], {}, 'forecast must be True or False .* got 2'),
         (['random:seed=0.5'], [0.3], {}, 'seed must be a whole number, got 0.5'),
         (['safe_pruner'], [0.3], {'pruning_layer': 2.5}, 'pruning_layer must be a whole number'),

@@ -3,7 +3,8 @@
 Score: mean over heads and text rows of the attention to a visual token, Score_l(i).
 V_global:  the highest of the last step's deep layers (15 and 32 of 32, averaged).
 V_dynamic: tokens whose image patch (`StepContext.shown`) has a cosine with its own place
-           ``lookback_steps`` ago below ``change_threshold``, most changed first.
+           ``lookback_steps`` ago below ``change_threshold``, most changed first; a patch that
+           stays black has not changed (`core/patch_similarity.py`).
 V_local:   the highest of the first two layers, layer by layer.
 Retained: V_global U V_dynamic U V_local, exactly K: a third of K for V_global, at most a third for
 V_dynamic, and V_local grows until K is full. Layer: one cut, after two layers. The first step has
@@ -31,11 +32,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 
-from safe_pruner_ros.core.correspondence import unit_rows
 from safe_pruner_ros.core.history_pruner import HistoryPruner
+from safe_pruner_ros.core.patch_similarity import patch_similarity
 from safe_pruner_ros.core.pruner import KeyframeReason, SaliencyRequest, StepContext
 from safe_pruner_ros.core.score_pruner import ScorePrunerConfig
-from safe_pruner_ros.core.selection import is_usable, quota_groups, ranks, void_unless
+from safe_pruner_ros.core.selection import quota_groups, ranks, void_unless
 from safe_pruner_ros.core.settings import check_range, resolve_layers
 from safe_pruner_ros.core.step_history import PastStep
 
@@ -56,6 +57,8 @@ class SpecPruneConfig(ScorePrunerConfig):
 
 
 class SpecPrune(HistoryPruner):
+    keeps_pictures = True
+
     def __init__(self, config: SpecPruneConfig, n_layers: int) -> None:
         published = (max(0, round(n_layers * 15 / 32) - 1), n_layers - 1)
         deep = resolve_layers(config.deep_layers, n_layers, published)
@@ -84,14 +87,10 @@ class SpecPrune(HistoryPruner):
             saliency[group] = 1.0 - ranks(-order.amin(dim=0).float()) / size
             if past:
                 is_global = ranks(past[0].saliency[group]) < quota // 3
-                cosine = _cosine(context.shown[group], past[-1].shown[group])
-                is_dynamic = cosine < self._config.change_threshold
-                is_dynamic &= ranks(-cosine) < quota // 3
+                earlier = past[-1].shown
+                assert earlier is not None  # keeps_pictures
+                similarity = patch_similarity(context.shown[group], earlier[group])
+                is_dynamic = similarity < self._config.change_threshold
+                is_dynamic &= ranks(-similarity) < quota // 3
                 saliency[group] += (is_global | is_dynamic).float()
-        return void_unless(is_usable(local) & torch.isfinite(context.features).all(), saliency)
-
-
-def _cosine(
-    current: Float[torch.Tensor, 'V D'], earlier: Float[torch.Tensor, 'V D']
-) -> Float[torch.Tensor, ' V']:
-    return (unit_rows(current) * unit_rows(earlier)).sum(dim=1)
+        return void_unless(self.can_be_judged(context), saliency)

@@ -45,7 +45,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int64
 
-from safe_pruner_ros.core.correspondence import TIE_TOLERANCE, unit_rows
+from safe_pruner_ros.core.patch_similarity import patch_similarity
 from safe_pruner_ros.core.pruner import (
     KeyframeReason,
     KeyValueReuse,
@@ -214,16 +214,6 @@ class VLACache:
     def reset(self) -> None:
         self._last = None
         self._keyframe_forced = False
-
-
-def patch_similarity(
-    current: Float[torch.Tensor, 'V P'], earlier: Float[torch.Tensor, 'V P']
-) -> Float[torch.Tensor, ' V']:
-    """Cosine of each token with its own place one step ago; 1 where nothing changed at all, as in
-    a black picture. Rounded to `TIE_TOLERANCE`: equal pictures must be equally static."""
-    cosine = (unit_rows(current) * unit_rows(earlier)).sum(dim=1)
-    cosine = torch.where((current == earlier).all(dim=1), torch.ones_like(cosine), cosine)
-    return (cosine / TIE_TOLERANCE).round() * TIE_TOLERANCE
 
 
 def skipping_order(

@@ -7,10 +7,9 @@ Action:   Shat = sum_{i=1..w} g^i S_{t-i} / sum_{i=1..w} g^i, with S the attenti
           rows, mean over heads and over the later half of the layers; w = 3, g = 0.8.
 Pool:     the K highest of either. Filter: the K most different tokens of the pool (greedy
           max-min diversity, `core/diversity.py`). Retained: exactly K.
-Layer: one cut, at layer 3 by default. Kept between steps: w vectors of V numbers
-(`StepHistory` also holds the features of those steps).
-Cost: one attention map of the prompt's rows (n^2, the dearest term), the action rows of the later
-layers on every step, V^2 D and K dependent steps for the filter.
+Layer: one cut, at layer 3 by default. Kept between steps: w vectors of V numbers.
+Cost: one attention map of the prompt's rows (n^2, the dearest term) and the action rows of the
+later layers on every step; V^2 D and K dependent steps for the filter on pruned ones.
 
 Steps run in full until ``warm_up_steps`` of them are remembered, at the start of an episode and
 whenever the memory is empty again (another instruction, other views): the released code (fa5bfed,
@@ -36,7 +35,7 @@ from safe_pruner_ros.core.diversity import diversity_saliency
 from safe_pruner_ros.core.history_pruner import HistoryPruner
 from safe_pruner_ros.core.pruner import KeyframeReason, SaliencyRequest, StepContext
 from safe_pruner_ros.core.score_pruner import ScorePrunerConfig
-from safe_pruner_ros.core.selection import is_usable, quota_groups, ranks, void_unless
+from safe_pruner_ros.core.selection import quota_groups, ranks, void_unless
 from safe_pruner_ros.core.settings import (
     LAST_IF_CAUSAL,
     check_choice,
@@ -96,7 +95,7 @@ class VLAPruner(HistoryPruner):
         picked = diversity_saliency(
             context.features, layout, self.retention_ratio, self.quota_scope, pool
         )
-        return void_unless(is_usable(semantic) & torch.isfinite(context.features).all(), picked)
+        return void_unless(self.can_be_judged(context), picked)
 
 
 def forecast(past: list[PastStep], decay: float) -> Float[torch.Tensor, ' V']:

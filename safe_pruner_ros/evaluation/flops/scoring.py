@@ -29,6 +29,12 @@ def _distances(model: Model, pruner: Any, is_key: bool, is_matched: bool) -> Ope
     return _within_quotas(model, pruner.quota_scope)
 
 
+def _distances_if_pruned(model: Model, pruner: Any, is_key: bool, is_matched: bool) -> Operations:
+    """A step in full chooses nothing. What one in doubt chose before the doubt showed is left out:
+    its trace does not say whether it did."""
+    return [] if is_key else _distances(model, pruner, is_key, is_matched)
+
+
 def _match_and_choose(model: Model, pruner: Any, is_key: bool, is_matched: bool) -> Operations:
     """A key timestep matches; a pruned step also measures distances, and matches to remember."""
     matching = _matching(model, pruner, is_key, is_matched)
@@ -62,7 +68,7 @@ _METHODS: dict[str, tuple[Plan, bool]] = {
     'sparsevlm': (_raters, False),
     'divprune': (_distances, False),
     'vla_cache': (_nothing, True),
-    'vla_pruner': (_distances, True),
+    'vla_pruner': (_distances_if_pruned, True),
     'specprune_vla': (_nothing, True),
     'safe_pruner': (_matching, True),
     'diverse_forecast': (_match_and_choose, True),
