@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from safe_pruner_ros.policies.vision_tower import STRIDE
+from safe_pruner_ros.training.files import map_array
 from safe_pruner_ros.training.labels import FIXTURES
 
 HELD_OUT_SHARDS = 4  # a task, of scenes that no step sees
@@ -36,7 +37,7 @@ class PictureSet:
 
     def __init__(self, shards: Sequence[Path]) -> None:
         names = ('images', 'coverage', 'offset')
-        self._shards = [[np.load(s / f'{n}.npy', mmap_mode='r') for n in names] for s in shards]
+        self._shards = [[map_array(s / f'{n}.npy') for n in names] for s in shards]
         self.grid = int(self._shards[0][1].shape[1] ** 0.5)
         self.n_kinds = self._shards[0][1].shape[2] - N_OTHERS
         kinds, fixtures = slice(0, -N_OTHERS), slice(-N_OTHERS, -1)

@@ -27,6 +27,7 @@ from safe_pruner_ros.sim.env import DualArmEnv
 from safe_pruner_ros.sim.tasks.catalog import get_task
 from safe_pruner_ros.training import collect, imitation
 from safe_pruner_ros.training.dataset import DemonstrationSet
+from safe_pruner_ros.training.files import whole_file
 from safe_pruner_ros.training.parallel import launch
 from safe_pruner_ros.training.pictures import collect_pictures
 from safe_pruner_ros.training.recipe import RECIPES, TrainingRecipe
@@ -69,11 +70,8 @@ def train(recipe: TrainingRecipe, run: Path, processes: int, device: str = 'cpu'
     train_vision_tower(recipe, vision, config.vision_width, workers, device)
     _say(began, 'vision tower is trained')
     rates = collect.collect_demonstrations(recipe, run, config.vision_width, processes)
-    templates = {task.name: task.templates for task in config.tasks}
-    data = DemonstrationSet(run / 'demonstrations', config, templates)
-    if not (run / 'statistics.npz').exists():
-        np.savez(run / 'statistics.npz', **data.statistics())
-    _say(began, f'{len(data)} labelled frames are there; the expert solved {rates}')
+    n_frames = _count_and_measure(run, config)
+    _say(began, f'{n_frames} labelled frames are there; the expert solved {rates}')
 
     for number, stage in enumerate(recipe.stages):
         record = run / f'corrections_{number}.json'
@@ -81,7 +79,8 @@ def train(recipe: TrainingRecipe, run: Path, processes: int, device: str = 'cpu'
             model = trained_model(run, config, recipe)
             round_number = recipe.dagger_before_stages.index(number)
             rates = collect.collect_corrections(recipe, round_number, model, run, processes)
-            record.write_text(json.dumps({'success_rate': rates}))
+            with whole_file(record) as partial:
+                partial.write_text(json.dumps({'success_rate': rates}))
             _say(began, f'share of the corrected scenes that the policy solved: {rates}')
         if _progress(run) < (number, stage.steps):
             launch(imitation.train_stage, workers, recipe, number, config, run, device)
@@ -92,6 +91,17 @@ def train(recipe: TrainingRecipe, run: Path, processes: int, device: str = 'cpu'
     save_weights(trained_model(run, config, recipe), target, card)
     _say(began, f'weights are in {target}')
     return target
+
+
+def _count_and_measure(run: Path, config: EmbeddedConfig) -> int:
+    """How many labelled frames there are; their statistics are written once, without those of the
+    corrections."""
+    templates = {task.name: task.templates for task in config.tasks}
+    data = DemonstrationSet(run / 'demonstrations', config, templates)
+    if not (run / 'statistics.npz').exists():
+        with whole_file(run / 'statistics.npz') as partial:
+            np.savez(partial, **data.statistics())
+    return len(data)
 
 
 def trained_model(run: Path, config: EmbeddedConfig, recipe: TrainingRecipe) -> EmbeddedVLA:
