@@ -122,14 +122,14 @@ class DemonstrationSet:
         }
 
     def batch(
-        self, rng: np.random.Generator, size: int, correction_share: float = 0.0
+        self, rng: np.random.Generator, size: int, n_corrected: int = 0
     ) -> dict[str, torch.Tensor]:
         """A random batch: visual tokens [B, V, C], words [B, W], chunk [B, 8, J], places [B, 6]:
         where the instructed object is (x, y, z in m), the receptacle (x, y in m) and how far its
         lid is open (rad); [B, V] ``shows_object``: the patch shows some object, ``shows_named``:
-        the largest one it shows is the instructed one. ``correction_share`` of the samples come
+        the largest one it shows is the instructed one. ``n_corrected`` of the samples come
         from the policy's own episodes, where there are some."""
-        n_corrected = round(size * correction_share) if len(self._corrected) else 0
+        n_corrected = n_corrected if len(self._corrected) else 0
         picks = np.concatenate(
             [
                 rng.choice(self._corrected, n_corrected),

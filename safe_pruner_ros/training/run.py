@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def train(recipe: TrainingRecipe, run: Path, processes: int, device: str = 'cpu'
     as many, on another ``device`` by one.
     """
     workers = processes if device == 'cpu' else 1
+    recipe.check_processes(workers)
     began = time.monotonic()
     run.mkdir(parents=True, exist_ok=True)
     _check_same_recipe(recipe, run)
@@ -136,10 +138,12 @@ def _say(began: float, text: str) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """``args``: recipe, smoke, out, processes, seed, device, see ``safe-pruner train --help``."""
+    """``args``: recipe, smoke, out, processes (None: one a core, as far as they divide the
+    batches), seed, device, see ``safe-pruner train --help``."""
     name = 'smoke' if args.smoke else args.recipe
     if name not in RECIPES:
         raise ValueError(f'unknown recipe {name!r}; known: {sorted(RECIPES)}')
     recipe = RECIPES[name](args.seed)
-    train(recipe, args.out, args.processes, str(choose_device(args.device)))
+    processes = args.processes or recipe.fitting_processes(os.cpu_count() or 1)
+    train(recipe, args.out, processes, str(choose_device(args.device)))
     return 0

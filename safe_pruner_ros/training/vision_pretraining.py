@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from safe_pruner_ros.policies.vision_tower import STRIDE, VisionTower
 from safe_pruner_ros.training.labels import FIXTURES, MIN_COVERAGE
-from safe_pruner_ros.training.parallel import average_buffers, average_gradients, launch
+from safe_pruner_ros.training.parallel import average_buffers, average_gradients, launch, share
 from safe_pruner_ros.training.picture_set import (
     N_OTHERS,
     PatchBatch,
@@ -143,7 +143,7 @@ def _train(
         windows = step < recipe.vision_window_steps
         size = recipe.vision_window_batch if windows else recipe.vision_picture_batch
         window = min(WINDOW, data.grid) if windows else data.grid
-        batch = data.batch(rng, max(1, size // processes), window).to(torch.device(device))
+        batch = data.batch(rng, share(size, rank, processes), window).to(torch.device(device))
         loss, kind, read = dense_loss(heads, tower(jitter(batch.images, rng)), batch)
         loss.backward()
         average_gradients(both, processes)
