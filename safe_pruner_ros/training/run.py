@@ -32,6 +32,7 @@ from safe_pruner_ros.training.files import whole_file
 from safe_pruner_ros.training.parallel import launch
 from safe_pruner_ros.training.pictures import collect_pictures
 from safe_pruner_ros.training.recipe import RECIPES, TrainingRecipe
+from safe_pruner_ros.training.run_record import card, open_run, this_start
 from safe_pruner_ros.training.vision_pretraining import train_vision_tower
 
 
@@ -57,14 +58,15 @@ def train(recipe: TrainingRecipe, run: Path, processes: int, device: str = 'cpu'
     """Run or resume the schedule; returns the path of the exported weights.
 
     Simulation always uses ``processes`` worker processes. On the CPU the networks are trained by
-    as many, on another ``device`` by one.
+    as many, on another ``device`` by one. Raises ValueError, before anything is written, when
+    these cannot divide the batches or ``run`` holds something else.
     """
     workers = processes if device == 'cpu' else 1
     recipe.check_processes(workers)
     began = time.monotonic()
-    run.mkdir(parents=True, exist_ok=True)
-    _check_same_recipe(recipe, run)
     config = policy_config(recipe)
+    for note in open_run(run, recipe, config, this_start(workers, device)):
+        _say(began, note)
 
     vision = run / 'vision'
     collect_pictures(recipe, config.grid, vision, processes)
@@ -89,8 +91,8 @@ def train(recipe: TrainingRecipe, run: Path, processes: int, device: str = 'cpu'
         _say(began, f'decoder stage {number} ({stage.n_layers} layers) is trained')
 
     target = run / 'embedded.safetensors'
-    card = {'recipe': json.dumps(recipe.as_dict())}
-    save_weights(trained_model(run, config, recipe), target, card)
+    with whole_file(target) as partial:
+        save_weights(trained_model(run, config, recipe), partial, card(run, recipe))
     _say(began, f'weights are in {target}')
     return target
 
@@ -120,17 +122,6 @@ def _progress(run: Path) -> tuple[int, int]:
         return (-1, 0)
     state = torch.load(path, weights_only=True, mmap=True, map_location='cpu')
     return int(state['stage']), int(state['step'])
-
-
-def _check_same_recipe(recipe: TrainingRecipe, run: Path) -> None:
-    path = run / 'recipe.json'
-    text = json.dumps(recipe.as_dict(), indent=1)
-    if path.exists() and path.read_text() != text:
-        raise ValueError(
-            f'{path} holds another recipe than the one asked for; resume with the same arguments '
-            'or choose an empty folder'
-        )
-    path.write_text(text)
 
 
 def _say(began: float, text: str) -> None:
