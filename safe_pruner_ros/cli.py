@@ -137,7 +137,9 @@ def _add_train(commands: Any) -> None:
     )
     parser.add_argument('--out', type=Path, default=Path('runs/embedded'), help='run folder')
     parser.add_argument(
-        '--processes', type=int, default=os.cpu_count() or 1, help='worker processes; one a core'
+        '--processes',
+        type=int,
+        help='worker processes, which divide each batch; none: one a core, where that fits',
     )
     parser.add_argument('--device', default='cpu', help='torch device: cpu, cuda, cuda:0')
     parser.add_argument('--seed', type=int, default=0, help='scenes, initial weights and order')
@@ -147,7 +149,8 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    at_least('--processes', arguments.processes, 1)
+    if arguments.processes is not None:
+        at_least('--processes', arguments.processes, 1)
     at_least('--seed', arguments.seed, 0)
     return int(import_module('safe_pruner_ros.training.run').main(arguments))
 

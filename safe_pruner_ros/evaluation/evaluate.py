@@ -16,7 +16,6 @@ from safe_pruner_ros.core.catalog import resolved_settings
 from safe_pruner_ros.evaluation.execution import run_jobs
 from safe_pruner_ros.evaluation.plan import EvaluationPlan, Job
 from safe_pruner_ros.evaluation.plots import write_plots
-from safe_pruner_ros.evaluation.provenance import git_commit, machine
 from safe_pruner_ros.evaluation.results import (
     Record,
     ResultsError,
@@ -29,6 +28,7 @@ from safe_pruner_ros.evaluation.summary import CellSummary, as_dict, summarise
 from safe_pruner_ros.evaluation.tables import markdown_summary
 from safe_pruner_ros.evaluation.worker import image_size, run_job
 from safe_pruner_ros.policies.policy import InstructionError
+from safe_pruner_ros.runtime.code_and_machine import git_commit, machine
 from safe_pruner_ros.sim.env import DualArmEnv
 
 MACS_SCOPE = (

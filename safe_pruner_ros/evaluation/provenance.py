@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 import shlex
-import subprocess
 import sys
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+
+from safe_pruner_ros.runtime.code_and_machine import git_commit, machine
 
 
 def run_facts() -> dict[str, Any]:
@@ -25,25 +23,6 @@ def run_facts() -> dict[str, Any]:
         'commit': git_commit(),
         'machine': machine(),
     }
-
-
-def git_commit(folder: Path | None = None) -> str:
-    """Commit of the source tree, '+dirty' with uncommitted changes; 'unknown' outside git."""
-    folder = folder or Path(__file__).resolve().parent
-    commit = _git(folder, 'rev-parse', 'HEAD')
-    if not commit:
-        return 'unknown'
-    changed = _git(folder, 'status', '--porcelain', '--untracked-files=no')
-    return commit[:12] + ('+dirty' if changed else '')
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ['git', '-C', str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ''
-    return done.stdout.strip() if done.returncode == 0 else ''
 
 
 def file_sha256(path: Path) -> str:
@@ -75,30 +54,3 @@ def training_seed(checkpoint: Path) -> int | None:
         return int(recipe['seed'])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def machine() -> dict[str, str | int]:
-    """What a latency depends on beside the code."""
-    return {
-        'cpu': _cpu_model(),
-        'cores': os.cpu_count() or 0,
-        'system': f'{platform.system()} {platform.release()}',
-        'python': platform.python_version(),
-        **{name: _version(name) for name in ('torch', 'transformers', 'mujoco', 'numpy')},
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ''

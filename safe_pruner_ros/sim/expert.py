@@ -1,8 +1,10 @@
-"""Scripted expert: labels any state of any task's world for any target object.
+"""Scripted expert: labels any state from which a task can be solved, for any target object.
 
 It has no memory. Each call reads the observed world, and rolls a kinematic copy of it forward:
 what would I do now, and what then, if everything went as planned. So each chunk is a clean
 recovery from wherever the arms are, also when they were pushed, or went for another object.
+Where nothing helps any more (``Task.is_solvable``: another object lies in the receptacle, the lid
+shut too early) it goes through the same motions; whoever takes labels from it has to ask first.
 Hysteresis comes from geometry alone, see ``goals.py`` and ``lid.py``.
 """
 

@@ -46,9 +46,24 @@ class NoiseBursts:
         return self._offset
 
 
-def execute(env: DualArmEnv, start: FloatArray, end: FloatArray) -> None:
-    """Command a straight line between two waypoints [16] over one period, tick by tick."""
+def ticks_a_waypoint(env: DualArmEnv) -> int:
+    """Control ticks in 0.1 s. ValueError where they do not fill it: motion would be faster or
+    slower than planned."""
     ticks = round(PERIOD_S / env.control_period_s)
+    if ticks < 1 or abs(ticks * env.control_period_s - PERIOD_S) > 1e-9:
+        raise ValueError(
+            f'control_period_s must divide the {PERIOD_S} s between two waypoints, got '
+            f'{env.control_period_s}; use 0.02 or 0.1'
+        )
+    return ticks
+
+
+def execute(env: DualArmEnv, start: FloatArray, end: FloatArray) -> None:
+    """Command a straight line between two waypoints [16] over one period, tick by tick.
+
+    Raises ValueError, see ``ticks_a_waypoint``; then nothing has moved.
+    """
+    ticks = ticks_a_waypoint(env)
     for tick in range(1, ticks + 1):
         env.step(start + (end - start) * (tick / ticks))
 
@@ -66,7 +81,9 @@ def run_expert(
 ) -> ExpertEpisode:
     """One episode of ``seed``. ``on_policy_step(env, chunk [8, 16])`` sees each state with its
     label, before the chunk's first ``execution_horizon`` waypoints are executed.
-    ``max_steps`` is the task's by default."""
+    ``max_steps`` is the task's by default. Raises ValueError, see ``ticks_a_waypoint``; then the
+    scene is what it was."""
+    ticks_a_waypoint(env)
     max_steps = env.task.max_steps if max_steps is None else max_steps
     env.reset(seed, target)
     expert = expert or ScriptedExpert(env)

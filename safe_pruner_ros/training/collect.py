@@ -44,18 +44,29 @@ def encode_frames(
     return tokens
 
 
+def _encoded(
+    tower: torch.nn.Module, episode: Sequence[Frame]
+) -> tuple[list[Frame], list[npt.NDArray[np.float16]]]:
+    """Frames and tokens of one episode. Its images end here: those of a whole shard of a long task
+    are more than a gigabyte a worker process."""
+    return [frame.without_images() for frame in episode], encode_frames(tower, episode)
+
+
 def _demonstration_shard(
     recipe: TrainingRecipe, task: str, seeds: Sequence[int], run: Path, width: int, target: Path
 ) -> int:
     env, tower = environment(task), load_tower(run / 'vision' / 'tower.pt', width)
     frames: list[Frame] = []
+    tokens: list[npt.NDArray[np.float16]] = []
     solved = 0
     for seed in seeds:
-        episode = expert_episode(env, seed, noise_of(seed, recipe), recipe.label_stride)
-        frames.extend(episode)
-        solved += bool(episode)
+        noise_rad = noise_of(seed, recipe)
+        own = _encoded(tower, expert_episode(env, seed, noise_rad, recipe.label_stride))
+        solved += bool(own[0])
+        frames += own[0]
+        tokens += own[1]
     facts = {'task': task, 'source': 'expert', 'seeds': [seeds[0], seeds[-1]], 'solved': solved}
-    save_shard(target, frames, encode_frames(tower, frames), facts)
+    save_shard(target, frames, tokens, facts)
     return solved
 
 
@@ -112,18 +123,19 @@ class FullPassActor:
         return model.actions(slots, joints)[0].double().numpy()
 
 
-def _dagger_shard(
-    recipe: TrainingRecipe, task: str, seeds: Sequence[int], model: EmbeddedVLA, target: Path
-) -> int:
+def _dagger_shard(task: str, seeds: Sequence[int], model: EmbeddedVLA, target: Path) -> int:
     env, actor = environment(task), FullPassActor(model)
     frames: list[Frame] = []
+    tokens: list[npt.NDArray[np.float16]] = []
     solved = 0
     horizon = model.config.execution_horizon
     for seed in seeds:
-        frames.extend(policy_episode(env, seed, actor, horizon))
+        own = _encoded(model.vision, policy_episode(env, seed, actor, horizon))
         solved += env.success
+        frames += own[0]
+        tokens += own[1]
     facts = {'task': task, 'source': 'policy', 'seeds': [seeds[0], seeds[-1]], 'solved': solved}
-    save_shard(target, frames, encode_frames(model.vision, frames), facts)
+    save_shard(target, frames, tokens, facts)
     return solved
 
 
@@ -136,7 +148,7 @@ def collect_corrections(
         count = scenes.corrections
         seeds = recipe.seeds(CORRECTIONS, count, skip=count * round_number)
         pending = [
-            (recipe, scenes.task, job, model, target)
+            (scenes.task, job, model, target)
             for job, target in _shards(run, scenes.task, 'policy', seeds)
             if not target.exists()
         ]

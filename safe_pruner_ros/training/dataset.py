@@ -17,6 +17,7 @@ import torch
 from safe_pruner_ros.policies.embedded_model import EmbeddedConfig
 from safe_pruner_ros.policies.instructions import encode_words
 from safe_pruner_ros.training.demonstrations import Frame
+from safe_pruner_ros.training.files import map_array, whole_folder
 
 ARRAYS = ('tokens', 'proprioception', 'coverage', 'kinds', 'object_positions', 'receptacle')
 BATCH_KEYS = (
@@ -30,9 +31,20 @@ LABELS = ('label_frame', 'label_object', 'label_chunk')
 def save_shard(
     path: Path, frames: Sequence[Frame], tokens: Sequence[npt.NDArray[np.float16]], facts: dict
 ) -> None:
-    """Write one shard atomically: a killed run leaves whole shards or none. ``facts`` name its
-    'task'."""
-    arrays = {
+    """Write one shard, whole or not at all. ``facts`` name its 'task'.
+
+    Without ``frames``, as where the expert solved none of its episodes, it holds its facts only.
+    """
+    with whole_folder(path) as folder:
+        for name, array in _arrays(frames, tokens).items() if frames else ():
+            np.save(folder / f'{name}.npy', array)
+        (folder / 'facts.json').write_text(json.dumps({**facts, 'frames': len(frames)}))
+
+
+def _arrays(
+    frames: Sequence[Frame], tokens: Sequence[npt.NDArray[np.float16]]
+) -> dict[str, npt.NDArray[np.generic]]:
+    return {
         'tokens': np.stack(tokens),
         'proprioception': np.stack([f.proprioception for f in frames]),
         'coverage': np.stack([f.coverage for f in frames]),
@@ -43,12 +55,6 @@ def save_shard(
         'label_object': np.array([label.object_index for f in frames for label in f.labels]),
         'label_chunk': np.stack([label.chunk for f in frames for label in f.labels]),
     }
-    temporary = path.with_suffix('.partial')
-    temporary.mkdir(parents=True, exist_ok=True)
-    for name, array in arrays.items():
-        np.save(temporary / f'{name}.npy', array)
-    (temporary / 'facts.json').write_text(json.dumps(facts))
-    temporary.rename(path)
 
 
 def _frame_rows(number: int, shard: dict[str, np.ndarray]) -> npt.NDArray[np.int64]:
@@ -63,23 +69,27 @@ class DemonstrationSet:
     def __init__(
         self, folder: Path, config: EmbeddedConfig, templates: Mapping[str, Sequence[str]]
     ) -> None:
-        shards = sorted(
+        found = sorted(
             path.parent for path in folder.glob('*/facts.json') if path.parent.suffix == ''
         )
-        if not shards:
+        if not found:
             raise FileNotFoundError(f'no demonstrations below {folder}; collect them first')
+        facts = {path: json.loads((path / 'facts.json').read_text()) for path in found}
+        shards = [path for path in found if facts[path].get('frames') != 0]
+        if all(path.name.startswith('policy') for path in shards):
+            raise ValueError(
+                f'none of the {len(found)} shards below {folder} holds a solved demonstration; '
+                'does the expert solve this task? Try more demonstrations, or less noise_rad'
+            )
         self._shards = [
-            {name: np.load(shard / f'{name}.npy', mmap_mode='r') for name in ARRAYS + LABELS}
+            {name: map_array(shard / f'{name}.npy') for name in ARRAYS + LABELS}
             for shard in shards
         ]
         # (shard, frame, row of its first label, number of labels), the instructed object's first
         rows = np.concatenate([_frame_rows(s, shard) for s, shard in enumerate(self._shards)])
         corrected = np.array([path.name.startswith('policy') for path in shards])[rows[:, 0]]
         self._demonstrated, self._corrected = rows[~corrected], rows[corrected]
-        self._templates = [
-            tuple(templates[json.loads((shard / 'facts.json').read_text())['task']])
-            for shard in shards
-        ]
+        self._templates = [tuple(templates[facts[path]['task']]) for path in shards]
         self._words = {
             (kind, template): encode_words(template.format(object=kind), config)
             for shard, own in zip(self._shards, self._templates, strict=True)
@@ -112,14 +122,14 @@ class DemonstrationSet:
         }
 
     def batch(
-        self, rng: np.random.Generator, size: int, correction_share: float = 0.0
+        self, rng: np.random.Generator, size: int, n_corrected: int = 0
     ) -> dict[str, torch.Tensor]:
         """A random batch: visual tokens [B, V, C], words [B, W], chunk [B, 8, J], places [B, 6]:
         where the instructed object is (x, y, z in m), the receptacle (x, y in m) and how far its
         lid is open (rad); [B, V] ``shows_object``: the patch shows some object, ``shows_named``:
-        the largest one it shows is the instructed one. ``correction_share`` of the samples come
+        the largest one it shows is the instructed one. ``n_corrected`` of the samples come
         from the policy's own episodes, where there are some."""
-        n_corrected = round(size * correction_share) if len(self._corrected) else 0
+        n_corrected = n_corrected if len(self._corrected) else 0
         picks = np.concatenate(
             [
                 rng.choice(self._corrected, n_corrected),

@@ -8,7 +8,7 @@ counterfactual labels the network reads the target off the arm's pose and ignore
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from safe_pruner_ros.sim.env import DualArmEnv
 from safe_pruner_ros.sim.expert import ScriptedExpert
 from safe_pruner_ros.sim.rollouts import execute, run_expert
 from safe_pruner_ros.sim.scene import TABLE_TOP_M
+from safe_pruner_ros.sim.tasks.task import has_fallen
 from safe_pruner_ros.training.labels import patch_labels
 from safe_pruner_ros.types import FloatArray
 
@@ -45,6 +46,10 @@ class Frame:
     receptacle: npt.NDArray[np.float32]  # [3]: its x and y in m, how far its lid is open in rad
     labels: tuple[Label, ...]  # the instructed object's first
 
+    def without_images(self) -> Frame:
+        """The same with ``images`` [0]: what is kept once they are encoded, 0.6 MB less."""
+        return replace(self, images=np.empty(0, np.uint8))
+
 
 def record_frame(
     env: DualArmEnv,
@@ -57,7 +62,7 @@ def record_frame(
     labels = [Label(target, chunk.astype(np.float32))]
     world = env.world()
     if expert.phase(target) in FREE_PHASES:
-        others = (i for i in range(n_objects) if i != target and not has_fallen(env, i))
+        others = (i for i in range(n_objects) if i != target and not has_fallen(world, i))
         labels += [Label(i, expert.chunk(i).astype(np.float32)) for i in others]
     coverage = [
         patch_labels(env.segmentation(view), n_objects, grid).coverage[:, :n_objects]
@@ -72,11 +77,6 @@ def record_frame(
         receptacle=np.array([*world.receptacle_position[:2], world.lid_rad], np.float32),
         labels=tuple(labels),
     )
-
-
-def has_fallen(env: DualArmEnv, index: int) -> bool:
-    """Whether an object is off the table; then it falls for ever."""
-    return bool(env.object_position(index)[2] < TABLE_TOP_M - 0.05)
 
 
 def expert_episode(env: DualArmEnv, seed: int, noise_rad: float, stride: int) -> list[Frame]:
@@ -103,13 +103,14 @@ def policy_episode(env: DualArmEnv, seed: int, act: Act, horizon: int) -> list[F
     """An episode that the policy ``act`` drives, labelled by the expert (DAgger,
     arXiv 1011.0686): one frame wherever the policy decides. ``act`` returns a chunk [8, 16], of
     which ``horizon`` waypoints are executed. Ends when the task is solved, its time is over or
-    the object asked for has fallen off the table."""
+    nothing can solve it any more (``task.is_solvable``): the expert would label that as if it
+    could."""
     env.reset(seed)
     expert = ScriptedExpert(env)
     command = env.state().positions
     frames: list[Frame] = []
     for _ in range(0, env.task.max_steps, horizon):
-        if env.success or has_fallen(env, env.target_index):
+        if env.success or not env.task.is_solvable(env.world(), env.target_index):
             break
         frames.append(record_frame(env, expert, expert.chunk(env.target_index)))
         for waypoint in act(env)[:horizon]:

@@ -14,6 +14,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -24,9 +25,13 @@ from torch.nn import functional as F
 from safe_pruner_ros.policies.embedded_model import EmbeddedConfig, EmbeddedVLA
 from safe_pruner_ros.sim.tasks.catalog import get_task
 from safe_pruner_ros.training.dataset import DemonstrationSet
+from safe_pruner_ros.training.files import whole_file
 from safe_pruner_ros.training.optimizer import Optimizers
-from safe_pruner_ros.training.parallel import average_gradients
+from safe_pruner_ros.training.parallel import average_gradients, share
 from safe_pruner_ros.training.recipe import DepthStage, TrainingRecipe
+
+REPORT_STEPS = 50  # a line of the curve each
+SAVE_STEPS = 200  # a killed run loses at most so many
 
 
 class AuxiliaryHeads(nn.Module):
@@ -121,7 +126,11 @@ def train_stage(
     run: Path,
     device: str = 'cpu',
 ) -> None:
-    """Train stage ``stage_number`` to its end, resuming from ``run``/learner.pt."""
+    """Train stage ``stage_number`` to its end, resuming from ``run``/learner.pt.
+
+    A resumed run has the weights, their average and the optimizer's state of the last save, and
+    goes on with other random samples than an uninterrupted one.
+    """
     templates = {scenes.task: get_task(scenes.task).templates for scenes in recipe.tasks}
     data = DemonstrationSet(run / 'demonstrations', config, templates)
     statistics = {k: torch.from_numpy(v).to(device) for k, v in torch_load_statistics(run).items()}
@@ -130,8 +139,9 @@ def train_stage(
     # Fusing the element-wise work makes the shallow stage 1.8 times as fast on a CPU.
     measure = torch.compile(losses) if recipe.compile else losses
     rng = np.random.default_rng((recipe.seed, stage_number, step, rank))
-    size = max(1, recipe.batch // processes)
-    log = (run / 'curve.jsonl').open('a') if rank == 0 else None
+    size = share(recipe.batch, rank, processes)
+    n_corrected = share(recipe.n_corrected, rank, processes)
+    log = _open_curve(run / 'curve.jsonl', (stage_number, step)) if rank == 0 else None
     sums: dict[str, float] = {}
     began, mark = time.monotonic(), step
     with Progress(disable=rank != 0) as progress:
@@ -139,7 +149,7 @@ def train_stage(
             f'decoder, {stage.n_layers} layers', total=stage.steps, completed=step
         )
         while step < stage.steps:
-            batch = data.batch(rng, size, recipe.correction_share)
+            batch = data.batch(rng, size, n_corrected)
             terms = measure(learner, {k: v.to(device) for k, v in batch.items()}, statistics)
             total = (
                 terms['action']
@@ -155,10 +165,10 @@ def train_stage(
             progress.advance(task)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
-            if step % 50 == 0 and log is not None:
+            if step % REPORT_STEPS == 0 and log is not None:
                 done = step - mark
                 means = {name: round(value / done, 4) for name, value in sums.items()}
-                rate = done * size * processes / (time.monotonic() - began)
+                rate = done * recipe.batch / (time.monotonic() - began)
                 record = {
                     'stage': stage_number,
                     'step': step,
@@ -169,10 +179,29 @@ def train_stage(
                 log.flush()
                 print(record, flush=True)
                 sums, mark, began = {}, step, time.monotonic()
-            if rank == 0 and (step % 200 == 0 or step == stage.steps):
+            if rank == 0 and (step % SAVE_STEPS == 0 or step == stage.steps):
                 save_learner(learner, stage_number, step, run)
     if log is not None:
         log.close()
+
+
+def _open_curve(path: Path, reached: tuple[int, int]) -> TextIO:
+    """The curve to append to, without what a killed run wrote beyond (stage, step) ``reached``."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if _is_up_to(line, reached)]
+        if kept != lines:
+            with whole_file(path) as partial:
+                partial.write_text(''.join(kept))
+    return path.open('a')
+
+
+def _is_up_to(line: str, reached: tuple[int, int]) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:  # cut short by the kill
+        return False
+    return (record['stage'], record['step']) <= reached
 
 
 def update_average(learner: Learner, decay: float, step: int) -> None:
@@ -199,8 +228,8 @@ def save_learner(learner: Learner, stage_number: int, step: int, run: Path) -> N
         'average': learner.average.state_dict(),
         'optimizers': learner.optimizers.state_dict(),
     }
-    torch.save(state, run / 'learner.partial')
-    (run / 'learner.partial').rename(run / 'learner.pt')
+    with whole_file(run / 'learner.pt') as partial:
+        torch.save(state, partial)
 
 
 def load_learner(
@@ -218,7 +247,7 @@ def load_learner(
     heads = AuxiliaryHeads(config.width).to(device)
     if not path.exists():
         model = EmbeddedVLA(config, stage.n_layers).to(device)
-        tower = torch.load(run / 'vision' / 'tower.pt', weights_only=True)
+        tower = torch.load(run / 'vision' / 'tower.pt', weights_only=True, map_location=device)
         model.vision.load_state_dict(tower['tower'])
         for name in ('proprioception_mean', 'proprioception_std', 'delta_scale'):
             getattr(model, name).copy_(statistics[name])

@@ -49,6 +49,11 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def share(total: int, rank: int, processes: int) -> int:
+    """How many of ``total`` fall to ``rank``; the shares of all ranks sum to ``total``."""
+    return (rank + 1) * total // processes - rank * total // processes
+
+
 def average_gradients(module: torch.nn.Module, processes: int) -> None:
     """Gradients of all processes -> their mean, in one flat all-reduce."""
     if processes == 1:

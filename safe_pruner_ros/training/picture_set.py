@@ -11,9 +11,11 @@ import numpy.typing as npt
 import torch
 
 from safe_pruner_ros.policies.vision_tower import STRIDE
+from safe_pruner_ros.training.files import map_array
 from safe_pruner_ros.training.labels import FIXTURES
 
 HELD_OUT_SHARDS = 4  # a task, of scenes that no step sees
+SHARDS_FOR_ONE_HELD_OUT = 4  # at most every fourth is held out
 MIN_SHOWN = 6  # of 255: a window is laid around a patch that is covered that much; a far ball: 15
 FIXTURE_SHARE = 0.15  # of the windows lie around a patch of the receptacle or its lid
 N_OTHERS = len(FIXTURES) + 1  # channels after the kinds of objects: fixtures and robot
@@ -36,7 +38,7 @@ class PictureSet:
 
     def __init__(self, shards: Sequence[Path]) -> None:
         names = ('images', 'coverage', 'offset')
-        self._shards = [[np.load(s / f'{n}.npy', mmap_mode='r') for n in names] for s in shards]
+        self._shards = [[map_array(s / f'{n}.npy') for n in names] for s in shards]
         self.grid = int(self._shards[0][1].shape[1] ** 0.5)
         self.n_kinds = self._shards[0][1].shape[2] - N_OTHERS
         kinds, fixtures = slice(0, -N_OTHERS), slice(-N_OTHERS, -1)
@@ -116,11 +118,19 @@ def jitter(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def split_shards(folder: Path, tasks: Sequence[str]) -> tuple[list[Path], dict[str, list[Path]]]:
-    """Shards to learn from, and those held out by task: the last ones, which are posed scenes."""
+    """Shards to learn from, and those held out by task: the last ones, which are posed scenes.
+
+    ValueError for a task with fewer shards than a quarter of can be held out.
+    """
     learn, held_out = [], {}
     for task in tasks:
         shards = sorted(p for p in (folder / task).glob('*_*') if p.is_dir() and p.suffix == '')
-        count = min(HELD_OUT_SHARDS, len(shards) // 4)
-        learn += shards[:-count]
-        held_out[task] = shards[-count:]
+        if len(shards) < SHARDS_FOR_ONE_HELD_OUT:
+            raise ValueError(
+                f'{task} needs {SHARDS_FOR_ONE_HELD_OUT} shards of pictures, to hold one out, and '
+                f'{folder / task} has {len(shards)}; use a recipe with more pictures'
+            )
+        first = len(shards) - min(HELD_OUT_SHARDS, len(shards) // SHARDS_FOR_ONE_HELD_OUT)
+        learn += shards[:first]
+        held_out[task] = shards[first:]
     return learn, held_out

@@ -20,6 +20,7 @@ from safe_pruner_ros.sim.poses import random_arms
 from safe_pruner_ros.sim.receptacles import LID_OPEN_RAD
 from safe_pruner_ros.sim.rollouts import run_expert
 from safe_pruner_ros.sim.scene import TABLE_TOP_M
+from safe_pruner_ros.training.files import whole_folder
 from safe_pruner_ros.training.jobs import batches, environment, run_jobs
 from safe_pruner_ros.training.labels import FIXTURES, PatchLabels, patch_labels
 from safe_pruner_ros.training.recipe import (
@@ -120,12 +121,10 @@ def _episode_shard(
 
 
 def _save(pictures: Sequence[Picture], target: Path) -> None:
-    """One .npy an array, atomically: a killed run leaves whole shards or none."""
-    temporary = target.with_suffix('.partial')
-    temporary.mkdir(parents=True, exist_ok=True)
-    for name, column in zip(ARRAYS, zip(*pictures, strict=True), strict=True):
-        np.save(temporary / f'{name}.npy', np.stack(column))
-    temporary.rename(target)
+    """One .npy an array."""
+    with whole_folder(target) as folder:
+        for name, column in zip(ARRAYS, zip(*pictures, strict=True), strict=True):
+            np.save(folder / f'{name}.npy', np.stack(column))
 
 
 def collect_pictures(recipe: TrainingRecipe, grid: int, folder: Path, processes: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from math import gcd
 
 import numpy as np
 
@@ -16,7 +17,8 @@ DEMO_SEEDS = range(800_000, 900_000)  # `safe-pruner demo` and `benchmark`
 TEST_SEEDS = range(900_000, 1_000_000)  # reported numbers only
 
 # Within the training seeds each --seed has a block, and in it each purpose a part. All tasks use
-# the same parts: a seed gives another scene in each, only light and table are alike.
+# the same parts: a seed gives another scene in each, but light, table, the arms' start jitter and
+# the noise on the expert's commands are alike.
 SEEDS_A_RUN = 40_000
 PICTURE_EPISODES = range(0, 5_000)
 DEMONSTRATIONS = range(5_000, 10_000)
@@ -35,6 +37,15 @@ class TaskScenes:
     demonstrations: int
     corrections: int
 
+    def __post_init__(self) -> None:
+        for name, least in (
+            ('pictures', 1),
+            ('picture_episodes', 0),
+            ('demonstrations', 1),
+            ('corrections', 0),
+        ):
+            _at_least(f'{name} of {self.task}', getattr(self, name), least)
+
 
 @dataclass(frozen=True)
 class DepthStage:
@@ -46,6 +57,10 @@ class DepthStage:
     other_lr: float
     warmup_steps: int = 100
     final_multiplier: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, least in (('n_layers', 1), ('steps', 1), ('warmup_steps', 0)):
+            _at_least(f'{name} of a stage', getattr(self, name), least)
 
 
 @dataclass(frozen=True)
@@ -75,8 +90,64 @@ class TrainingRecipe:
         last = len(TRAINING_SEEDS) // SEEDS_A_RUN - 1
         if not 0 <= self.seed <= last:
             raise ValueError(f'the training seed must be in 0..{last}, got {self.seed}')
+        if not self.tasks or not self.stages:
+            raise ValueError(
+                f'a recipe needs a task and a stage, got {len(self.tasks)} tasks and '
+                f'{len(self.stages)} stages'
+            )
+        if not 0 <= self.correction_share < 1:
+            raise ValueError(
+                f'correction_share must be in [0, 1), got {self.correction_share}: the rest of a '
+                'batch is demonstrations'
+            )
+        self._check_rounds()
+        self._check_scenes()
+
+    def _check_rounds(self) -> None:
+        rounds, stages = self.dagger_before_stages, range(1, len(self.stages))
+        if list(rounds) != sorted(set(rounds) & set(stages)):
+            raise ValueError(
+                f'dagger_before_stages must be ascending stages of {list(stages)}, got '
+                f'{list(rounds)}: before stage 0 there is no policy to correct; use () for none'
+            )
+        depths = [stage.n_layers for stage in self.stages]
+        if depths != sorted(depths):
+            raise ValueError(f'n_layers may only grow from stage to stage, got {depths}')
+
+    def _check_scenes(self) -> None:
+        rounds = len(self.dagger_before_stages)
         for scenes in self.tasks:
             get_task(scenes.task)
+            if rounds and not scenes.corrections:
+                raise ValueError(
+                    f'corrections of {scenes.task} must be at least 1 with dagger_before_stages='
+                    f'{self.dagger_before_stages}, got 0; use dagger_before_stages=() for none'
+                )
+            self.seeds(PICTURES, scenes.pictures)
+            self.seeds(PICTURE_EPISODES, scenes.picture_episodes)
+            self.seeds(DEMONSTRATIONS, scenes.demonstrations)
+            self.seeds(CORRECTIONS, scenes.corrections * rounds)
+
+    @property
+    def n_corrected(self) -> int:
+        """How many samples of a batch, that of all processes together, are corrections."""
+        return round(self.batch * self.correction_share)
+
+    def fitting_processes(self, processes: int) -> int:
+        """The largest number up to ``processes`` by which every batch can be divided."""
+        common = gcd(self.batch, self.vision_window_batch, self.vision_picture_batch)
+        return max(n for n in range(1, max(1, processes) + 1) if common % n == 0)
+
+    def check_processes(self, processes: int) -> None:
+        """ValueError where ``processes`` training processes would be given batches of other sizes
+        than the recipe's."""
+        fitting = self.fitting_processes(processes)
+        if fitting != processes:
+            batches = (self.batch, self.vision_window_batch, self.vision_picture_batch)
+            raise ValueError(
+                f'the batches of {batches} samples cannot be divided by {processes} processes; '
+                f'use {fitting}'
+            )
 
     @property
     def object_names(self) -> tuple[str, ...]:
@@ -90,12 +161,19 @@ class TrainingRecipe:
         ValueError when the part is too small.
         """
         if skip + count > len(purpose):
-            raise ValueError(f'{purpose} holds {len(purpose)} scenes, asked for {skip + count}')
+            raise ValueError(
+                f'{purpose} holds {len(purpose)} scenes, asked for {skip + count}; use fewer'
+            )
         block = TRAINING_SEEDS[self.seed * SEEDS_A_RUN : (self.seed + 1) * SEEDS_A_RUN]
         return list(block[purpose.start + skip : purpose.start + skip + count])
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f'{name} must be at least {least}, got {value}')
 
 
 def noise_of(seed: int, recipe: TrainingRecipe) -> float:

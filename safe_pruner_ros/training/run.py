@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -27,9 +28,11 @@ from safe_pruner_ros.sim.env import DualArmEnv
 from safe_pruner_ros.sim.tasks.catalog import get_task
 from safe_pruner_ros.training import collect, imitation
 from safe_pruner_ros.training.dataset import DemonstrationSet
+from safe_pruner_ros.training.files import whole_file
 from safe_pruner_ros.training.parallel import launch
 from safe_pruner_ros.training.pictures import collect_pictures
 from safe_pruner_ros.training.recipe import RECIPES, TrainingRecipe
+from safe_pruner_ros.training.run_record import card, open_run, this_start
 from safe_pruner_ros.training.vision_pretraining import train_vision_tower
 
 
@@ -55,13 +58,15 @@ def train(recipe: TrainingRecipe, run: Path, processes: int, device: str = 'cpu'
     """Run or resume the schedule; returns the path of the exported weights.
 
     Simulation always uses ``processes`` worker processes. On the CPU the networks are trained by
-    as many, on another ``device`` by one.
+    as many, on another ``device`` by one. Raises ValueError, before anything is written, when
+    these cannot divide the batches or ``run`` holds something else.
     """
     workers = processes if device == 'cpu' else 1
+    recipe.check_processes(workers)
     began = time.monotonic()
-    run.mkdir(parents=True, exist_ok=True)
-    _check_same_recipe(recipe, run)
     config = policy_config(recipe)
+    for note in open_run(run, recipe, config, this_start(workers, device)):
+        _say(began, note)
 
     vision = run / 'vision'
     collect_pictures(recipe, config.grid, vision, processes)
@@ -69,11 +74,8 @@ def train(recipe: TrainingRecipe, run: Path, processes: int, device: str = 'cpu'
     train_vision_tower(recipe, vision, config.vision_width, workers, device)
     _say(began, 'vision tower is trained')
     rates = collect.collect_demonstrations(recipe, run, config.vision_width, processes)
-    templates = {task.name: task.templates for task in config.tasks}
-    data = DemonstrationSet(run / 'demonstrations', config, templates)
-    if not (run / 'statistics.npz').exists():
-        np.savez(run / 'statistics.npz', **data.statistics())
-    _say(began, f'{len(data)} labelled frames are there; the expert solved {rates}')
+    n_frames = _count_and_measure(run, config)
+    _say(began, f'{n_frames} labelled frames are there; the expert solved {rates}')
 
     for number, stage in enumerate(recipe.stages):
         record = run / f'corrections_{number}.json'
@@ -81,17 +83,29 @@ def train(recipe: TrainingRecipe, run: Path, processes: int, device: str = 'cpu'
             model = trained_model(run, config, recipe)
             round_number = recipe.dagger_before_stages.index(number)
             rates = collect.collect_corrections(recipe, round_number, model, run, processes)
-            record.write_text(json.dumps({'success_rate': rates}))
+            with whole_file(record) as partial:
+                partial.write_text(json.dumps({'success_rate': rates}))
             _say(began, f'share of the corrected scenes that the policy solved: {rates}')
         if _progress(run) < (number, stage.steps):
             launch(imitation.train_stage, workers, recipe, number, config, run, device)
         _say(began, f'decoder stage {number} ({stage.n_layers} layers) is trained')
 
     target = run / 'embedded.safetensors'
-    card = {'recipe': json.dumps(recipe.as_dict())}
-    save_weights(trained_model(run, config, recipe), target, card)
+    with whole_file(target) as partial:
+        save_weights(trained_model(run, config, recipe), partial, card(run, recipe))
     _say(began, f'weights are in {target}')
     return target
+
+
+def _count_and_measure(run: Path, config: EmbeddedConfig) -> int:
+    """How many labelled frames there are; their statistics are written once, without those of the
+    corrections."""
+    templates = {task.name: task.templates for task in config.tasks}
+    data = DemonstrationSet(run / 'demonstrations', config, templates)
+    if not (run / 'statistics.npz').exists():
+        with whole_file(run / 'statistics.npz') as partial:
+            np.savez(partial, **data.statistics())
+    return len(data)
 
 
 def trained_model(run: Path, config: EmbeddedConfig, recipe: TrainingRecipe) -> EmbeddedVLA:
@@ -110,26 +124,17 @@ def _progress(run: Path) -> tuple[int, int]:
     return int(state['stage']), int(state['step'])
 
 
-def _check_same_recipe(recipe: TrainingRecipe, run: Path) -> None:
-    path = run / 'recipe.json'
-    text = json.dumps(recipe.as_dict(), indent=1)
-    if path.exists() and path.read_text() != text:
-        raise ValueError(
-            f'{path} holds another recipe than the one asked for; resume with the same arguments '
-            'or choose an empty folder'
-        )
-    path.write_text(text)
-
-
 def _say(began: float, text: str) -> None:
     print(f'[{(time.monotonic() - began) / 60:6.1f} min] {text}', flush=True)
 
 
 def main(args: argparse.Namespace) -> int:
-    """``args``: recipe, smoke, out, processes, seed, device, see ``safe-pruner train --help``."""
+    """``args``: recipe, smoke, out, processes (None: one a core, as far as they divide the
+    batches), seed, device, see ``safe-pruner train --help``."""
     name = 'smoke' if args.smoke else args.recipe
     if name not in RECIPES:
         raise ValueError(f'unknown recipe {name!r}; known: {sorted(RECIPES)}')
     recipe = RECIPES[name](args.seed)
-    train(recipe, args.out, args.processes, str(choose_device(args.device)))
+    processes = args.processes or recipe.fitting_processes(os.cpu_count() or 1)
+    train(recipe, args.out, processes, str(choose_device(args.device)))
     return 0

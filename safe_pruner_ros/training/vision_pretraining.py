@@ -23,8 +23,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from safe_pruner_ros.policies.vision_tower import STRIDE, VisionTower
+from safe_pruner_ros.training.files import whole_file
 from safe_pruner_ros.training.labels import FIXTURES, MIN_COVERAGE
-from safe_pruner_ros.training.parallel import average_buffers, average_gradients, launch
+from safe_pruner_ros.training.parallel import average_buffers, average_gradients, launch, share
 from safe_pruner_ros.training.picture_set import (
     N_OTHERS,
     PatchBatch,
@@ -36,6 +37,8 @@ from safe_pruner_ros.training.recipe import TrainingRecipe
 
 WINDOW = 3  # patches
 COLOUR_CELLS = 4  # a side of a patch
+REPORT_STEPS = 50
+SAVE_STEPS = 250  # a killed run loses at most so many
 
 
 class DenseHeads(nn.Module):
@@ -134,7 +137,7 @@ def _train(
     parts = {'tower': tower, 'heads': heads, 'optimizer': optimizer, 'schedule': schedule}
     first, progress, curve = 0, folder / 'progress.pt', []
     if progress.exists():
-        state = torch.load(progress, weights_only=True)
+        state = torch.load(progress, weights_only=True, map_location='cpu')
         for name, part in parts.items():
             part.load_state_dict(state[name])
         first = state['step']
@@ -143,7 +146,7 @@ def _train(
         windows = step < recipe.vision_window_steps
         size = recipe.vision_window_batch if windows else recipe.vision_picture_batch
         window = min(WINDOW, data.grid) if windows else data.grid
-        batch = data.batch(rng, max(1, size // processes), window).to(torch.device(device))
+        batch = data.batch(rng, share(size, rank, processes), window).to(torch.device(device))
         loss, kind, read = dense_loss(heads, tower(jitter(batch.images, rng)), batch)
         loss.backward()
         average_gradients(both, processes)
@@ -151,12 +154,12 @@ def _train(
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         curve.append((float(loss.detach()), float((kind == read).float().mean())))
-        if rank == 0 and (step + 1) % 50 == 0:
-            recent, accuracy = np.mean(curve[-50:], axis=0)
+        if rank == 0 and (step + 1) % REPORT_STEPS == 0:
+            recent, accuracy = np.mean(curve[-REPORT_STEPS:], axis=0)
             print(
                 f'vision step {step + 1}: loss {recent:.4f}, kind right {accuracy:.3f}', flush=True
             )
-        if rank == 0 and (step + 1) % 250 == 0:
+        if rank == 0 and (step + 1) % SAVE_STEPS == 0:
             _report(tower, heads, fresh, recipe.object_names)
             _save({n: p.state_dict() for n, p in parts.items()} | {'step': step + 1}, progress)
     average_buffers(tower, processes)
@@ -167,15 +170,14 @@ def _train(
 
 
 def _save(state: dict[str, object], path: Path) -> None:
-    partial = path.with_suffix('.partial')
-    torch.save(state, partial)
-    partial.rename(path)
+    with whole_file(path) as partial:
+        torch.save(state, partial)
 
 
 def train_vision_tower(
     recipe: TrainingRecipe, folder: Path, width: int, processes: int, device: str = 'cpu'
 ) -> VisionTower:
-    """Train on the shards of ``folder``; a killed run goes on at most 250 steps earlier."""
+    """Train on the shards of ``folder``; a killed run goes on at most ``SAVE_STEPS`` earlier."""
     if not (folder / 'tower.pt').exists():
         launch(_train, processes, recipe, folder, width, device)
     return load_tower(folder / 'tower.pt', width)

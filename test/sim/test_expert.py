@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,15 @@ def drive(env, expert, target, until, max_chunks=40):
             if until():
                 return True
     return False
+
+
+@pytest.mark.parametrize('period_s', [0.2, 0.012])
+def test_ticks_that_do_not_fill_a_waypoint_are_refused(period_s):
+    env = SimpleNamespace(control_period_s=period_s)  # nothing else is touched
+    with pytest.raises(ValueError, match=f'must divide the 0.1 s .* got {period_s}'):
+        execute(env, np.zeros(16), np.ones(16))
+    with pytest.raises(ValueError, match=f'must divide the 0.1 s .* got {period_s}'):
+        run_expert(env, 0)
 
 
 def test_solves_fresh_scenes(env):

@@ -79,8 +79,52 @@ def test_experts_solve_fresh_scenes(envs, name):
 
 @pytest.mark.parametrize('name', NEW_TASKS)
 def test_experts_recover_from_noise(envs, name):
-    episodes = [run_expert(envs[name], seed, noise_rad=0.04) for seed in range(23_000, 23_008)]
+    lost = []  # an episode that was solved was never given up
+    episodes = []
+    for seed in range(23_000, 23_008):
+        given_up = []
+
+        def see(env, _, given_up=given_up):
+            given_up.append(not env.task.is_solvable(env.world(), env.target_index))
+
+        episodes.append(run_expert(envs[name], seed, noise_rad=0.04, on_policy_step=see))
+        lost += [seed] if episodes[-1].success and any(given_up) else []
     assert sum(e.success for e in episodes) >= 7
+    assert lost == []
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_what_nobody_can_solve_any_more(envs, name):
+    env = envs[name]
+    env.reset(3)
+    target, other = env.target_index, (env.target_index + 1) % N_SLOTS
+    inside = env.world().receptacle_position + np.array([0.0, 0.0, 0.03])
+
+    def solvable():
+        return env.task.is_solvable(env.world(), target)
+
+    assert all(env.task.is_solvable(env.world(), k) for k in range(N_SLOTS))
+    place = env.object_position(other)
+    env.place_object(other, inside)
+    assert not solvable()
+    held = replace(env.world(), touched=np.ones((2, N_SLOTS), bool))
+    assert env.task.is_solvable(held, target), 'a hand may still take it out'
+    env.place_object(other, place)
+    assert solvable()
+    env.place_object(target, inside)
+    assert solvable()
+    env.place_object(target, np.array([2.0, 2.0, -50.0]))
+    assert not solvable()
+
+
+def test_a_lid_that_shut_on_an_empty_box_stays_shut(envs):
+    env = envs['pack_doll']
+    env.reset(3)
+    env.place_lid(0.15)
+    assert not env.task.is_solvable(env.world(), env.target_index)
+    inside = env.world().receptacle_position + np.array([0.0, 0.0, 0.03])
+    env.place_object(env.target_index, inside)
+    assert env.task.is_solvable(env.world(), env.target_index), 'shut it the rest of the way'
 
 
 @pytest.mark.parametrize('name', NEW_TASKS)

@@ -7,7 +7,7 @@ import pytest
 
 from safe_pruner_ros.sim.env import DualArmEnv
 from safe_pruner_ros.sim.expert import ScriptedExpert
-from safe_pruner_ros.training import demonstrations
+from safe_pruner_ros.sim.tasks.task import has_fallen
 from safe_pruner_ros.training.demonstrations import expert_episode, policy_episode, record_frame
 
 
@@ -65,4 +65,15 @@ def test_a_policy_gets_the_time_of_its_task(env):
         return stay
 
     assert len(policy_episode(env, 3, act, horizon=8)) == len(acted) == 1
-    assert demonstrations.has_fallen(env, env.target_index)
+    assert has_fallen(env.world(), env.target_index)
+
+
+def test_an_episode_ends_where_the_expert_has_no_label(env):
+    stay = np.tile(env.state().positions, (8, 1))
+
+    def act(env):
+        other = (env.target_index + 1) % 4
+        env.place_object(other, env.world().receptacle_position + np.array([0.0, 0.0, 0.03]))
+        return stay
+
+    assert len(policy_episode(env, 3, act, horizon=8)) == 1

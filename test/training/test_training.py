@@ -278,3 +278,11 @@ def test_the_tower_makes_one_token_a_patch_that_sees_its_neighbours() -> None:
     changed[0, :, 0:32, 0:32] = 0
     difference = (tower(changed) - tokens).abs().amax(-1)
     assert difference[0, 0] > 0 and difference[0, 1] > 0 and difference[1].max() == 0
+
+
+@pytest.mark.parametrize('count', [1, 2, 3])
+def test_too_few_shards_to_hold_one_out_are_refused(tmp_path: Path, count: int) -> None:
+    for number in range(count):
+        (tmp_path / 'a' / f'scene_{number:03d}').mkdir(parents=True)
+    with pytest.raises(ValueError, match=f'a needs 4 shards .* has {count}; use a recipe with'):
+        split_shards(tmp_path, ['a'])

@@ -23,7 +23,6 @@ from safe_pruner_ros.core.catalog import build_pruner
 from safe_pruner_ros.evaluation.demo.record import DemoRecord, EpisodeRecord
 from safe_pruner_ros.evaluation.demo.screen import LiveScreen, PlainScreen, Screen
 from safe_pruner_ros.evaluation.plan import parse_seeds
-from safe_pruner_ros.evaluation.provenance import git_commit, machine
 from safe_pruner_ros.ros.demo.processes import (
     ChildDied,
     Children,
@@ -31,6 +30,7 @@ from safe_pruner_ros.ros.demo.processes import (
     ros_arguments,
 )
 from safe_pruner_ros.ros.resources import config_file
+from safe_pruner_ros.runtime.code_and_machine import git_commit, machine
 from safe_pruner_ros.runtime.config_yaml import load_config
 from safe_pruner_ros.sim.tasks.catalog import get_task
 

@@ -28,6 +28,7 @@ ABS_Y_RANGE_M = (
 SPACING_M = 0.095  # between centres: room for an open finger (6 cm from the hand's middle)
 REST_SPEED = 0.05  # m/s
 WAYPOINT_S = 0.1
+FALLEN_M = 0.05  # a centre that far below the table top: off the table, and falling for ever
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,41 @@ class SceneLayout:
     lid_rad: float = 0.0
 
 
+def contains(world: WorldState, index: int) -> bool:
+    """Whether an object's centre is within the receptacle's walls and near its floor."""
+    offset = world.positions[index] - world.receptacle_position
+    return world.receptacle.holds(offset, world.objects[index].half_height_m)
+
+
+def has_fallen(world: WorldState, index: int) -> bool:
+    """Whether an object is off the table."""
+    return bool(world.positions[index, 2] < TABLE_TOP_M - FALLEN_M)
+
+
+def can_be_placed(world: WorldState, target: int) -> bool:
+    """Whether a hand that picks up and puts down can still bring the target into the receptacle.
+
+    Not once the target is off the table, nor once another object lies in there, let go of: the
+    expert does not take it out again, and ``is_placed`` wants the target alone. One that a hand
+    still touches may be put back. In doubt yes.
+    """
+    left_inside = any(
+        contains(world, i) and not world.touched[:, i].any()
+        for i in range(len(world.objects))
+        if i != target
+    )
+    return not left_inside and not has_fallen(world, target)
+
+
 @dataclass(frozen=True)
 class Task:
     """A task: its sentences, its scenes, when it is solved and how far it has got.
 
-    ``sample(rng)`` draws a SceneLayout; ``is_success(world, target)`` and ``stage(world, target)``
-    judge a WorldState; ``stages`` lists what ``stage`` answers, in order; ``templates`` contain
-    '{object}'. ``max_steps`` is how many waypoints an episode may take; ``with_heads``
-    compiles dolls into the model; ``shapes`` are those that its scenes may show.
+    ``sample(rng)`` draws a SceneLayout; ``is_success(world, target)``, ``stage(world, target)``
+    and ``is_solvable(world, target)`` judge a WorldState; ``stages`` lists what ``stage`` answers,
+    in order; ``templates`` contain '{object}'. ``max_steps`` is how many waypoints an episode may
+    take; ``with_heads`` compiles dolls into the model; ``shapes`` are those that its scenes may
+    show.
     """
 
     name: str
@@ -64,6 +92,7 @@ class Task:
     max_steps: int = 120
     with_heads: bool = False
     shapes: tuple[Shape, ...] = SHAPES
+    is_solvable: Callable[[WorldState, int], bool] = field(default=can_be_placed, repr=False)
 
     @property
     def time_limit_s(self) -> float:
@@ -128,12 +157,6 @@ def sample_layout(
         target_index=int(np.flatnonzero(order == 0)[0]),
         template_index=int(rng.integers(n_templates)),
     )
-
-
-def contains(world: WorldState, index: int) -> bool:
-    """Whether an object's centre is within the receptacle's walls and near its floor."""
-    offset = world.positions[index] - world.receptacle_position
-    return world.receptacle.holds(offset, world.objects[index].half_height_m)
 
 
 def holder(world: WorldState, index: int) -> int | None:
