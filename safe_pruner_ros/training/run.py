@@ -51,7 +51,14 @@ def policy_config(recipe: TrainingRecipe) -> EmbeddedConfig:
         for word in sentence.split()
     }
     grippers = tuple(joint.name for joint in layout.joints if joint.kind == 'gripper')
-    return EmbeddedConfig(tuple(views), layout.names, grippers, (PAD_WORD, *sorted(words)), tasks)
+    return EmbeddedConfig(
+        tuple(views),
+        layout.names,
+        grippers,
+        (PAD_WORD, *sorted(words)),
+        tasks,
+        n_layers=recipe.stages[-1].n_layers,
+    )
 
 
 def train(recipe: TrainingRecipe, run: Path, processes: int, device: str = 'cpu') -> Path:
