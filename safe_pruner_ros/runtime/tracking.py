@@ -70,7 +70,7 @@ class Tracking:
     def note_loss(self, lost: Reason, now_ns: int) -> Reason | None:
         """Count it; a FAULT rather than to push against a blocked arm again and again."""
         losses, config = self._losses_ns, self._config
-        self._lost = lost
+        self._lost, self._still = lost, None
         losses.append(now_ns)
         while not 0 <= seconds(now_ns - losses[0]) <= config.tracking_window_s:
             losses.popleft()

@@ -150,12 +150,13 @@ class Robot:
     def _send_joints(self) -> None:
         from sensor_msgs.msg import JointState
 
-        for command in self.received['/arm_left/command'][-1:] * (not self.brakes_on):
+        moved_by = {} if self.brakes_on else self.received
+        for command in moved_by.get('/arm_left/command', [])[-1:]:
             values = dict(zip(command.joint_names, command.points[0].positions, strict=True))
             self.positions['left_1'], self.positions['left_gripper'] = (
                 values['left_1'], values['left_gripper'],
             )  # fmt: skip
-        for command in self.received['/arm_right/command'][-1:] * (not self.brakes_on):
+        for command in moved_by.get('/arm_right/command', [])[-1:]:
             self.positions['right_1'], self.positions['right_gripper'] = command.data
         msg = JointState(name=list(self.names))
         msg.position = [self.positions.get(name, 0.0) for name in self.names]

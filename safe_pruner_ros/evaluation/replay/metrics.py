@@ -222,4 +222,6 @@ def exceeded(found: Mapping[str, Any], limits: Limits) -> list[str]:
 
 def _failures(found: Mapping[str, Any], limits: Limits) -> list[str]:
     failed = len(found['failed_steps'])
-    return [f'{failed} policy steps failed; see failed_steps'] * (failed > 0 and any_limit(limits))
+    if not failed or not any_limit(limits):
+        return []
+    return [f'{failed} policy steps failed; see failed_steps']

@@ -36,7 +36,7 @@ X_RANGE_M = (0.27, 0.43)  # in front of the open lid: the way to the box stays c
 BOX_JITTER_M = 0.012
 LID_JITTER_RAD = 0.12
 # The gap at the lid's edge is narrower than any doll below 0.2 rad (0.175 m * sin 0.2 = 3.5 cm).
-# Where exactly the expert stops getting in is not sharp: docs/experiments.md.
+# Where exactly the expert stops getting in is not sharp; above, it may.
 GAP_RAD = 0.2
 
 
