@@ -68,7 +68,7 @@ def test_evaluate_says_what_it_would_run(capsys, tmp_path) -> None:
     )
     text = capsys.readouterr().out
     assert 'pick_place, 13 cells x 2 episodes, split test' in text
-    assert 'safe_pruner:keyframe_interval=4 at 0.1' in text and '26 episodes; how long' in text
+    assert 'safe_pruner:keyframe_interval=4 at 0.1' in text and '32 episodes; how long' in text
     assert not (tmp_path / 'out').exists()
 
 
