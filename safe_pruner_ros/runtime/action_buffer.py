@@ -173,6 +173,11 @@ class ActionBuffer:
             )
         return None
 
+    def heading(self, now_ns: int) -> FloatArray | None:
+        """The action [n] that `command` is on its way to, without a fade; None: no chunk."""
+        with self._lock:
+            return None if self._path is None else self._path.next_waypoint(now_ns)
+
     def executed(self, positions: FloatArray | None, now_ns: int) -> None:
         """What the guard really let through (None: nothing is being sent). Seams start there."""
         with self._lock:
@@ -229,6 +234,12 @@ class _Path:
             before + 1
         ]
         return mixed
+
+    def next_waypoint(self, now_ns: int) -> FloatArray:
+        """The one that is due after ``now_ns``; the last one when all are over."""
+        place = max((now_ns - self.start_ns) // self.period_ns, 0)
+        waypoint: FloatArray = self._waypoints[min(place + 1, len(self._waypoints) - 1)]
+        return waypoint
 
     def velocity(self, now_ns: int) -> FloatArray:
         """Slope per second at ``now_ns``; zero before the first and after the last waypoint."""

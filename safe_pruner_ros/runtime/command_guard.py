@@ -74,15 +74,15 @@ class CommandGuard:
         self._oscillation = OscillationDetector(len(self._names), config.max_sign_flips)
         self._counts: Counter[str] = Counter()
         self._lock = threading.RLock()
-        self._grip: tuple[FloatArray, FloatArray] | None = None  # last sent, and measured then
         self.reset()
 
     def reset(self) -> None:
-        """`forget`, and the FAULT."""
+        """`forget`, and the FAULT and the grip: somebody may have taken out what was held."""
         with self._lock:
             self._fault: Reason | None = None
             self._tracking.reset()
             self.forget()
+            self.forget_grip()
 
     def forget(self) -> None:
         """Forget the last command, keep a FAULT: the next start is soft, from `start_pose`."""
@@ -98,7 +98,7 @@ class CommandGuard:
     def forget_grip(self) -> None:
         """The grippers' last commands as well (others may use the robot now)."""
         with self._lock:
-            self._grip = None
+            self._grip: tuple[FloatArray, FloatArray] | None = None  # last sent, measured then
 
     def start_pose(self, measured: FloatArray) -> FloatArray:
         """Where a path sets out from a measured pose, both in layout order.
@@ -126,17 +126,19 @@ class CommandGuard:
         now_ns: int,
         reasons: Sequence[Reason] = (),
         doubted: ArmState | None = None,
+        heading: FloatArray | None = None,
     ) -> GuardVerdict:
         """One control tick. Non-empty ``reasons`` (stale camera, paused, ...) hold the arms.
 
         ``command`` None holds too; ``state`` is the newest measured pose in layout order.
         ``doubted``: a pose that is not believed yet. Nothing starts from it, but a command far
-        from it is not repeated either.
+        from it is not repeated either. ``heading`` [n], layout order: the action that ``command``
+        is on its way to. A start is judged by it, too: the way begins at the measured pose.
         """
         with self._lock:
             if self._is_old(now_ns) or self._tracking.is_lost(self._last, doubted, now_ns):
                 self.forget()
-            verdict = self._judge(command, state, now_ns, tuple(reasons))
+            verdict = self._judge(command, state, now_ns, tuple(reasons), heading)
             self._counts.update([verdict.action, *(code.value for code in verdict.codes)])
         return verdict
 
@@ -148,6 +150,7 @@ class CommandGuard:
         state: ArmState | None,
         now_ns: int,
         reasons: tuple[Reason, ...],
+        heading: FloatArray | None,
     ) -> GuardVerdict:
         if self._fault is None:
             self._fault = next((r for r in reasons if r.code in FAULT_CODES), None)
@@ -169,7 +172,7 @@ class CommandGuard:
         if isinstance(targets, Reason):
             return self._hold((targets,), now_ns)
         if self._last is None:
-            if problem := self._start_problem(targets, state.positions):
+            if problem := self._start_problem(targets, state.positions, heading):
                 return self._hold((problem,), now_ns)
             self._started_ns = now_ns
         return self._limited(targets, state.positions, now_ns)
@@ -282,7 +285,9 @@ class CommandGuard:
             )
         return targets
 
-    def _start_problem(self, targets: FloatArray, measured: FloatArray) -> Reason | None:
+    def _start_problem(
+        self, targets: FloatArray, measured: FloatArray, heading: FloatArray | None
+    ) -> Reason | None:
         if measured.shape != targets.shape:
             text = f'{len(measured)} measured joints for {len(targets)} targets'
             return Reason(Code.STATE_NAMES, text)
@@ -294,7 +299,10 @@ class CommandGuard:
                 f'{self._lower[wrong].tolist()} to {self._upper[wrong].tolist()}; move the arm '
                 f'inside by hand or with the teach pendant',
             )
-        error = np.where(self._gripper, 0.0, np.abs(targets - measured))
+        error = np.abs(targets - measured)
+        if heading is not None:
+            error = np.maximum(error, np.abs(heading - measured))
+        error = np.where(self._gripper, 0.0, error)
         far = error > self._config.max_start_error_rad
         if far.any():
             return Reason(

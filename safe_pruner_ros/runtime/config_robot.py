@@ -189,7 +189,9 @@ class StateSourceConfig:
         'best_effort', 'QoS of the subscription; best_effort matches every publisher'
     )
     positional: bool = setting(
-        False, 'values carry no names: take them in the order of `joints`, exact length'
+        False,
+        'values carry no names: take them in the order of `joints`, exact length; messages with '
+        'other names are refused',
     )
 
     def __post_init__(self) -> None:

@@ -119,7 +119,10 @@ class GuardConfig:
         1.0, 'the step limit grows from a tenth to full over this time', 's', 0.0, 60.0
     )
     max_start_error_rad: float = setting(
-        1.0, 'first target further than this from the measured pose: refused', 'rad', above=0.0
+        1.0,
+        'first action further than this from the measured pose: refused',
+        'rad',
+        above=0.0,
     )
     max_tracking_error_rad: float = setting(
         0.5,

@@ -205,7 +205,8 @@ class ControlLoop:
         if not reasons and command is None and self.actions.gap is not None:
             reasons = (self.actions.gap,)
         doubted = self.buffer.doubted_state()
-        verdict = self.guard.check(command, self.buffer.state(), now_ns, reasons, doubted)
+        heading = self.actions.heading(now_ns)
+        verdict = self.guard.check(command, self.buffer.state(), now_ns, reasons, doubted, heading)
         # What was planned for arms that did not follow is void as well, once a loss.
         is_lost = Code.TRACKING_LOST in verdict.codes
         if is_lost and not self._is_lost:
@@ -305,6 +306,8 @@ class ControlLoop:
                 self.worker.void()
                 self.worker.force_keyframe()
                 self.guard.forget()
+            if self._blocked[1] and not mute:
+                self.guard.forget_grip()  # others may have used the robot
             self._blocked = (tuple(reasons), mute)
 
     # ---- reports

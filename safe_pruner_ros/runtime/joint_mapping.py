@@ -26,11 +26,19 @@ def state_values(
     """Message -> {joint: model value}; extra names are ignored, order does not matter.
 
     Raises StateError: lengths differ, a needed name is missing or repeated, NaN or Inf, no names
-    although the source is not ``positional``.
+    although the source is not ``positional``, other names than the configured ones although it is.
     """
     where = f'state source {source.name!r} ({source.topic})'
     if source.positional:
-        names = [mapping.robot_name for mapping in source.joints]
+        expected = [mapping.robot_name for mapping in source.joints]
+        if any(names) and list(names) != expected:
+            raise StateError(
+                Code.STATE_NAMES,
+                f'{where}: positional is true, for messages without names, but these carry '
+                f'{_short(names)} and the joints of the robot file are {_short(expected)}; take '
+                f'positional out and give each joint its `name`',
+            )
+        names = expected
     if len(names) != len(positions):
         raise StateError(
             Code.STATE_SIZE,

@@ -100,6 +100,17 @@ def test_empty_future_and_older_chunks():
     assert older.code is Code.ACTION_OUT_OF_ORDER
 
 
+def test_heading_is_the_action_that_comes_next():
+    buffer = make()
+    assert buffer.heading(T0) is None
+    buffer.push(chunk([[1, 10], [2, 20], [3, 30]]), T0, np.zeros(2))
+    places = [(-MS, 1), (0, 1), (PERIOD - 1, 1), (PERIOD, 2), (3 * PERIOD - 1, 3), (9 * PERIOD, 3)]
+    for after, first in places:
+        assert buffer.heading(T0 + after).tolist() == [first, 10 * first]
+    buffer.flush()
+    assert buffer.heading(T0) is None
+
+
 def test_flush_and_consumed():
     buffer = make()
     assert buffer.consumed(T0, 2)

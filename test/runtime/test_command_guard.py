@@ -264,6 +264,15 @@ def test_start_far_away_is_refused(kit):
     assert bench.tick(arms(-0.5)).command is not None
 
 
+def test_reset_forgets_what_the_grippers_were_told(bench):
+    bench.measured = HOME.copy()
+    bench.measured[2] = 0.6  # stopped by a thing
+    closed = np.where(np.arange(6) == 2, 1.0, HOME)
+    bench.settle(closed)
+    bench.guard.reset()  # and somebody took the thing out
+    assert bench.tick(bench.measured).command.positions[2] == pytest.approx(0.6)
+
+
 @pytest.mark.parametrize(
     ('joint', 'value', 'starts'),
     [(0, 0.51, True), (0, 0.53, False), (0, -1.015, True), (2, 1.05, True), (2, 40.0, False)],

@@ -39,7 +39,7 @@ def test_no_sequence_of_events_yields_a_forbidden_command(kit, events, soft):
     for what, wild, calm, ms in events:
         if what == 'reset':
             bench.guard.reset()
-            last = None
+            last = grip = None
             continue
         if what == 'jump':
             bench.now += ms * 10_000_000 + 1  # never the very moment of an earlier start

@@ -9,7 +9,7 @@ import pytest
 from helpers.control_bench import GOAL, TICK_MS, reach
 
 from safe_pruner_ros.runtime.codes import Code, Reason
-from safe_pruner_ros.runtime.config import ConfigError
+from safe_pruner_ros.runtime.config import ActionConfig, ConfigError, GuardConfig
 from safe_pruner_ros.runtime.control_loop import ControlLoop
 
 
@@ -263,3 +263,29 @@ def test_a_policy_may_list_the_joints_in_another_order(kit, make_bench):
     state = policy.observations[0].state
     assert dict(zip(state.joint_names, state.positions, strict=True)) == pytest.approx(pose)
     np.testing.assert_allclose(bench.commands[-1], list(pose.values()), atol=1e-9)
+
+
+@pytest.mark.parametrize('period_s', [0.1, 0.2, 1.0])
+@pytest.mark.parametrize('age_ms', [0, 60])
+def test_a_policy_that_starts_elsewhere_is_refused_however_slow_its_steps(
+    kit, make_bench, period_s, age_ms
+):
+    """A fresh chunk's first target lies on the way from the measured pose, so always near it."""
+    far, near = (0.1 - by * (np.arange(6) == 1) for by in (0.6, 0.4))
+    slow = ActionConfig(max_action_age_s=3.0)
+    config = kit.config(guard=GuardConfig(max_start_error_rad=0.5), actions=slow)
+    policy = replace(config.policy, period_s=period_s, execution_horizon=1)
+    bench = make_bench(
+        kit.Policy(lambda obs: np.tile(far, (4, 1))), replace(config, policy=policy)
+    )
+    now = bench.clock.ns
+    bench.feed.joints(now)
+    bench.feed.images(now)
+    bench.loop.worker.run_once()
+    bench.clock.advance(age_ms * kit.MS)
+    bench.run(1000)
+    assert bench.commands == []
+    assert any(Code.START_ERROR in verdict.codes for verdict in bench.verdicts)
+    bench.policy.script = lambda obs: np.tile(near, (4, 1))
+    bench.run(1000)
+    assert bench.commands

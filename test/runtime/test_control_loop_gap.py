@@ -181,13 +181,19 @@ def test_a_gripper_that_holds_something_does_not_let_go_at_a_restart(kit, make_b
     assert min(sent[2] for sent in bench.commands[before:]) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize('event', ['opened', 'deactivated'])
+@pytest.mark.parametrize('event', ['opened', 'deactivated', 'reset', 'others used the robot'])
 def test_a_gripper_does_not_go_back_to_what_it_was_told_for_another_thing(kit, make_bench, event):
     bench = hold_a_thing(kit, make_bench)
     bench.loop.pause()
     bench.run(11_000)
     if event == 'opened':
         bench.feed.positions['left_grip'] = 0.2
+    elif event == 'reset':
+        bench.loop.reset()
+    elif event == 'others used the robot':
+        bench.loop.block((Reason(Code.COMMAND_RIVAL, ''),), mute=True)
+        bench.run(100)
+        bench.loop.block()
     else:
         bench.loop.stop()
         bench.loop.start()

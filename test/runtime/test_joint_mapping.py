@@ -55,6 +55,18 @@ def test_sizes(kit):
     assert refused(by_place, [], [0.1, 0.2]).code is Code.STATE_SIZE
 
 
+def test_names_are_not_ignored_where_values_are_taken_by_place(kit):
+    by_place = replace(kit.robot().state_sources[0], positional=True)
+    values = [0.1, -0.2, 40.0]
+    by_name = state_values(by_place, list(GOOD), values)
+    assert (
+        by_name == state_values(by_place, [], values) == state_values(by_place, [''] * 3, values)
+    )
+    for others in (list(GOOD)[::-1], ['j1', 'j2', 'j3'], ['left_1', '', ''], list(GOOD)[:2]):
+        reason = refused(by_place, others, values)
+        assert reason.code is Code.STATE_NAMES and 'take positional out' in reason.text
+
+
 def test_who_a_message_on_a_shared_topic_is_for(kit):
     left, right = sources = kit.robot().state_sources
     assert recipients(sources, ['torso', 'left_2', 'left_1', 'left_grip']) == [left]
