@@ -277,6 +277,7 @@ class Session:
             callback_failures=self._guard.failures(),
             sent_commands=self._commands.sent,
             late_ticks=self._control.late_ticks,
+            silent_s=self._control.silent_s() if lifecycle == 'active' else 0.0,
             verdicts=verdicts,
             steps=steps,
             key_timesteps=keys,
