@@ -29,6 +29,7 @@ from safe_pruner_ros.ros.conversions import (
     stamp_to_ns,
 )
 from safe_pruner_ros.ros.guarded import CallbackGuard
+from safe_pruner_ros.ros.lifecycle import undone_on_error
 from safe_pruner_ros.ros.receive_meter import ReceiveMeter
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import (
@@ -128,19 +129,20 @@ class Inputs:
         self.frame_ids: dict[str, str] = {}
         self.qos_problems: dict[str, str] = {}
         self.sources: list[Source] = []
-        for camera in robot.cameras:
-            self._subscribe_camera(camera)
-        for sources in by_topic(node, robot.state_sources):
-            self._subscribe_joints(sources)
         self._instruction_topic = robot.instruction_topic
         self._hears_latched = False
-        self._subscribe(
-            String, robot.instruction_topic, self._instruction, newest_only('reliable')
-        )
-        if use_sim_time:
-            self._clock = self._subscribe(
-                Clock, '/clock', lambda msg: None, newest_only('best_effort')
+        with undone_on_error(self.destroy):
+            for camera in robot.cameras:
+                self._subscribe_camera(camera)
+            for sources in by_topic(node, robot.state_sources):
+                self._subscribe_joints(sources)
+            self._subscribe(
+                String, robot.instruction_topic, self._instruction, newest_only('reliable')
             )
+            if use_sim_time:
+                self._clock = self._subscribe(
+                    Clock, '/clock', lambda msg: None, newest_only('best_effort')
+                )
 
     def destroy(self) -> None:
         for subscription in self._subscriptions:

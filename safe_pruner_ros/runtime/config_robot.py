@@ -327,11 +327,16 @@ def _check_names_apart(
     nameless: list[str],
     why: str,
 ) -> None:
-    """Two entries on one topic must differ by the names in its messages."""
+    """Two entries on one topic must agree on its type and differ by the names in its messages."""
     if nameless:
         raise ConfigError(
             f'{where}, and messages of {nameless} ({why}) have no names that would tell them '
             f'apart; give each its own topic'
+        )
+    if one.adapter != other.adapter:
+        raise ConfigError(
+            f'{where}, but the adapters {one.adapter} and {other.adapter}, and a topic has one '
+            f'type; give each its own topic, or both the adapter of that type'
         )
     names = {mapping.robot_name for mapping in one.joints}
     if both := sorted(names & {mapping.robot_name for mapping in other.joints}):

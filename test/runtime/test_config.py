@@ -122,6 +122,18 @@ def test_what_has_no_names_has_a_topic_of_its_own(kit, what, nameless, words):
         kit.robot(**{what: (replace(left, **nameless), shared)})
 
 
+@pytest.mark.parametrize(
+    ('what', 'adapters'),
+    [('state_sources', 'joint_state and astribot_state'),
+     ('sinks', 'joint_trajectory and joint_state')],
+)  # fmt: skip
+def test_a_topic_has_one_type(kit, what, adapters):
+    left, right = getattr(kit.robot(), what)
+    other = replace(right, topic=left.topic, adapter=adapters.split()[-1])
+    with pytest.raises(c.ConfigError, match=f"{left.topic}', but the adapters {adapters}, and a"):
+        kit.robot(**{what: (left, other)})
+
+
 def test_two_views_are_two_topics(kit):
     head, wrist = kit.robot().cameras
     with pytest.raises(c.ConfigError, match="'head' and 'wrist' have the same topic '/head'"):
