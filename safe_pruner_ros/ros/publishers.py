@@ -18,6 +18,7 @@ from safe_pruner_ros.msg import (
 from safe_pruner_ros.policies.policy import PolicySpec
 from safe_pruner_ros.ros import report_messages as messages
 from safe_pruner_ros.ros.command_sinks import CommandSink
+from safe_pruner_ros.ros.discovery import full_name, publishers_of
 from safe_pruner_ros.ros.lifecycle import undone_on_error
 from safe_pruner_ros.runtime.shadow_audit import Audit, AuditCounts
 from safe_pruner_ros.runtime.step_report import StepReport
@@ -99,18 +100,14 @@ class CommandPublishers:
 
     def rivals(self) -> dict[str, list[str]]:
         """Resolved topic -> other nodes that publish on it; empty when we are alone."""
-        own = (self._node.get_namespace().rstrip('/'), self._node.get_name())
+        own = full_name(self._node.get_namespace(), self._node.get_name())
         found: dict[str, list[str]] = {}
         for _, publisher in self._sinks:
-            topic = publisher.topic_name
-            ours_seen, others = False, []
-            for info in self._node.get_publishers_info_by_topic(topic):
-                if not ours_seen and (info.node_namespace.rstrip('/'), info.node_name) == own:
-                    ours_seen = True  # a second one of the same name is a rival
-                    continue
-                others.append(f'{info.node_namespace.rstrip("/")}/{info.node_name}')
+            others = publishers_of(self._node, publisher.topic_name)
+            if own in others:
+                others.remove(own)  # one: a second one of the same name is a rival
             if others:
-                found[topic] = sorted(others)
+                found[publisher.topic_name] = others
         return found
 
 
