@@ -111,7 +111,8 @@ def state_message_type(source: StateSourceConfig) -> type:
 
 class Inputs:
     """Feeds a ControlLoop from topics. ``meters`` and ``frame_ids`` (of the last image) by view;
-    ``qos_problems`` by topic; ``sources``: every camera, then every state source."""
+    ``qos_problems`` by topic; ``sources``: every camera, then every state source.
+    ``on_instruction`` hears that one came, whatever it says."""
 
     def __init__(
         self,
@@ -120,8 +121,10 @@ class Inputs:
         loop: ControlLoop,
         guard: CallbackGuard,
         use_sim_time: bool,
+        on_instruction: Callable[[], None],
     ) -> None:
         self._node, self._loop, self._guard = node, loop, guard
+        self._on_instruction = on_instruction
         self._polled_clock_ns, self._polled_until_s = 0, 0.0
         self._subscriptions: list[Subscription] = []
         self._clock: Subscription | None = None
@@ -273,4 +276,5 @@ class Inputs:
             self._loop.store_joints(name, msg.name, msg.position, stamp_ns, receive_ns)
 
     def _instruction(self, msg: String) -> None:
+        self._on_instruction()
         self._loop.set_instruction(msg.data)

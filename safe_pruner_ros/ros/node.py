@@ -93,6 +93,7 @@ class SafePrunerNode(LifecycleNode):
                 self._guard,
                 self._settings.value('instruction'),
                 self._settings.value('use_sim_time'),
+                self._settings.withdraw_instruction,
             )
         except ConfigError as error:
             raise TransitionRefused(str(error)) from error

@@ -32,7 +32,12 @@ LIVE_PARAMETERS = ('instruction', *LIVE_PRUNER_PARAMETERS)
 _NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
     ('robot_file', 'sim', 'robot: a name in config/robots, or the path of a YAML file'),
     ('policy_file', 'embedded', 'policy: a name in config/policies, or the path of a YAML file'),
-    ('instruction', '', 'what the robot shall do; may change while active; empty: wait for topic'),
+    (
+        'instruction',
+        '',
+        'what the robot shall do; may change while active; empty: wait for topic. What comes on '
+        'the topic, and what is refused, makes it empty',
+    ),
     ('autostart', False, 'configure and activate without a lifecycle manager'),
     ('activation_timeout_s', 10.0, 'activate waits this long for fresh data of every source [s]'),
     ('diagnostics_rate_hz', 2.0, 'rate of /diagnostics [Hz]'),
@@ -77,6 +82,17 @@ class NodeParameters:
         value = self._node.get_parameter(name).value
         # An empty list has no type in ROS; rclpy hands it back as bytes.
         return list(value) if isinstance(value, (bytes, tuple)) or _is_array(value) else value
+
+    def withdraw_instruction(self) -> None:
+        """Make the parameter empty: what it says is not in force any more, and a later configure
+        must not bring it back."""
+        if not self.value('instruction'):
+            return
+        before, self._loading = self._loading, True  # not for `_on_set`
+        try:
+            self._node.set_parameters([Parameter('instruction', value='')])
+        finally:
+            self._loading = before
 
     def load(self) -> Config:
         """Read the YAML files, declare every value, apply what was set. Raises ConfigError, and

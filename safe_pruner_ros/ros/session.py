@@ -43,7 +43,8 @@ ERROR_LOG_PERIOD_S = 5.0
 class Session:
     """Policy, loop, subscriptions and publishers of one configuration.
 
-    Building it raises ConfigError (a setting, or policy and robot do not fit) or what loading and
+    ``withdraw_instruction`` is called when ``instruction`` is not in force any more, nor what
+    `apply_live` had. Building it raises ConfigError (a setting, or policy and robot do not fit) or what loading and
     running the policy raises; nothing is left behind then.
     """
 
@@ -55,8 +56,10 @@ class Session:
         guard: CallbackGuard,
         instruction: str,
         use_sim_time: bool,
+        withdraw_instruction: Callable[[], None],
     ) -> None:
         self._node, self._guard = node, guard
+        self._withdraw_instruction = withdraw_instruction
         self.config = config
         # As the node hears them: a remapping, or a leading slash more, may make one of two.
         check_topics_apart(config.robot, node.resolve_topic_name)
@@ -90,7 +93,9 @@ class Session:
             self._closers.append(self._commands.destroy)
             self._steps_out = StepPublishers(node, self.policy.spec)
             self._closers.append(self._steps_out.destroy)
-            self._inputs = Inputs(node, config.robot, self.loop, guard, use_sim_time)
+            self._inputs = Inputs(
+                node, config.robot, self.loop, guard, use_sim_time, withdraw_instruction
+            )
             self._closers.append(self._inputs.destroy)
             # An optional view that the policy reads is an input like any other.
             views = {camera.name for camera in config.robot.cameras if camera.required}
@@ -230,10 +235,16 @@ class Session:
             self._blocked = reasons
 
     def apply_live(self, config: Config, instruction: str | None) -> None:
-        """Live parameters. Raises ValueError if the policy cannot follow.
+        """Live parameters. Raises ValueError if the policy cannot follow, or for an instruction
+        that is refused: then the arms hold, as they do for one that comes on the topic.
 
         Nothing else of ``config`` counts: the rest of it is not what this session was built from.
         """
+        if instruction is not None:
+            refused = self.loop.set_instruction(instruction)
+            if refused is not None and refused.code is Code.INSTRUCTION_REFUSED:
+                self._withdraw_instruction()
+                raise ValueError(str(refused))
         wanted, current = config.pruner, self.config.pruner
         live = [name.removeprefix('pruner.') for name in LIVE_PRUNER_PARAMETERS]
         changes = {name: getattr(wanted, name) for name in live}
@@ -245,10 +256,6 @@ class Session:
             if 'retention_ratio' in changes:
                 self.loop.retention.set_base(wanted.retention_ratio)
             self.config = replace(self.config, pruner=replace(current, **changes))
-        if instruction is not None:
-            refused = self.loop.set_instruction(instruction)
-            if refused is not None:
-                self._node.get_logger().warning(f'instruction parameter: {refused}')
 
     def facts(self, lifecycle: str) -> NodeFacts:
         config, spec = self.config, self.policy.spec
