@@ -36,6 +36,7 @@ from safe_pruner_ros.runtime.step_report import StepReport
 from safe_pruner_ros.types import JointCommand
 
 POLL_PERIOD_S = 0.005
+WAIT_REPORT_PERIOD_S = 1.0
 WORKER_STOP_S = 1.0
 ERROR_LOG_PERIOD_S = 5.0
 
@@ -126,9 +127,13 @@ class Session:
 
     # ---- lifecycle
 
-    def wait_until_ready(self, timeout_s: float, stopped: Callable[[], bool]) -> None:
+    def wait_until_ready(
+        self, timeout_s: float, stopped: Callable[[], bool], report: Callable[[], None]
+    ) -> None:
         """Block until every required source is fresh and has one publisher. Raises
-        TransitionRefused naming the rest."""
+        TransitionRefused naming the rest. ``report`` is called once a second: no timer of the node
+        is served meanwhile."""
+        report_s = time.monotonic() + WAIT_REPORT_PERIOD_S
         deadline_s = time.monotonic() + timeout_s
         while True:
             self._inputs.poll()
@@ -142,6 +147,9 @@ class Session:
                     f'not ready after {timeout_s:g} s: '
                     + '; '.join(str(reason) for reason in missing)
                 )
+            if time.monotonic() > report_s:
+                report()
+                report_s = time.monotonic() + WAIT_REPORT_PERIOD_S
             time.sleep(POLL_PERIOD_S)
 
     def is_ready(self) -> bool:

@@ -1,7 +1,9 @@
-"""A configure that fails leaves nothing on the graph, and the next one starts clean."""
+"""A configure that fails leaves nothing on the graph; an activation that waits says for what."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
 
 import pytest
@@ -66,3 +68,22 @@ def test_two_types_on_one_command_topic(bench, capfd, tmp_path) -> None:
     assert 'joint_trajectory and joint_state' in log and 'Traceback' not in log
     (tmp_path / 'robot.yaml').write_text(bench.yaml)
     may_start(bench, node, before)
+
+
+def test_diagnostics_say_what_activation_waits_for(bench) -> None:
+    robot = bench.robot
+    robot.cameras = {'head'}
+    bench.start(activation_timeout_s=8.0)
+    assert robot.configure()
+    bench.wait_for(lambda: 'inactive' in robot.state(), 5.0, 'diagnostics')
+    answers: list[bool] = []
+    waits = threading.Thread(target=lambda: answers.append(robot.activate()))
+    waits.start()
+    time.sleep(0.5)  # the request is on its way, the executor in it
+    for _ in range(2):
+        robot.diagnostics.clear()
+        robot.wait_state('inactive', "'wrist'", timeout_s=3.0)
+    assert not answers, 'it still waits'
+    robot.cameras = {'head', 'wrist'}
+    waits.join(10.0)
+    assert answers == [True]
