@@ -163,10 +163,14 @@ class Session:
             )
 
     def start(self) -> None:
+        """Raises TransitionRefused while a policy step or a send of the last start goes on."""
         self._unsent = ()
         self._look_at_graph()
-        self.loop.start()
-        self._control.start()
+        try:
+            self.loop.start()
+            self._control.start()
+        except RuntimeError as error:
+            raise TransitionRefused(str(error)) from error
 
     def stop(self) -> bool:
         """No command leaves after this; False if the policy still computes, or a send hangs."""
