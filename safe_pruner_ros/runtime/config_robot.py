@@ -16,6 +16,7 @@ from safe_pruner_ros.runtime.config_schema import (
     check_unique,
     setting,
 )
+from safe_pruner_ros.runtime.topic_names import check_topic
 from safe_pruner_ros.types import Joint, JointKind, JointLayout
 
 # Robot files state max_step for this rate. Faster commands get a smaller step, or a setting of the
@@ -165,6 +166,7 @@ class CameraConfig:
         check_bounds(self)
         if not self.name or not self.topic:
             raise ConfigError(f'a camera needs name and topic, got {self.name!r}, {self.topic!r}')
+        check_topic(f'camera {self.name!r}: topic', self.topic)
         if not self.encodings:
             raise ConfigError(f'camera {self.name!r}: list at least one accepted encoding')
         if (self.width == 0) != (self.height == 0):
@@ -195,6 +197,7 @@ class StateSourceConfig:
     def __post_init__(self) -> None:
         if not self.joints:
             raise ConfigError(f'state source {self.name!r} measures no joint; list its joints')
+        check_topic(f'state source {self.name!r}: topic', self.topic)
         check_unique([m.joint for m in self.joints], f'joints of state source {self.name!r}')
         names = [m.robot_name for m in self.joints]
         check_unique(names, f'robot names of state source {self.name!r}')
@@ -214,6 +217,8 @@ class SinkConfig:
     def __post_init__(self) -> None:
         if not self.joints:
             raise ConfigError(f'sink {self.name!r} moves no joint; list its joints')
+        check_topic(f'sink {self.name!r}: topic', self.topic)
+        check_topic('the name of a sink is in its preview topic, and', f'~/preview/{self.name}')
         check_unique([m.robot_name for m in self.joints], f'robot names of sink {self.name!r}')
 
 
@@ -244,6 +249,7 @@ class RobotConfig:
     def __post_init__(self) -> None:
         if not self.joints:
             raise ConfigError(f'robot {self.name!r} has no joints')
+        check_topic(f'robot {self.name!r}: instruction_topic', self.instruction_topic)
         if not any(camera.required for camera in self.cameras):
             raise ConfigError(f'robot {self.name!r} needs at least one camera with required: true')
         for what in ('joints', 'cameras', 'state_sources', 'sinks'):
