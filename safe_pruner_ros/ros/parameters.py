@@ -98,11 +98,11 @@ class NodeParameters:
     def diagnostics_period_s(self) -> float:
         """As set; as by default if that is out of bounds, so that a `load` which refuses it can
         be seen."""
-        rate_hz = self.value('diagnostics_rate_hz')
-        if _is_within_bounds('diagnostics_rate_hz', rate_hz):
-            return float(1.0 / rate_hz)
-        (default,) = (value for name, value, _ in _NODE_PARAMETERS if name == 'diagnostics_rate_hz')
-        return float(1.0 / default)
+        name = 'diagnostics_rate_hz'
+        rate_hz = self.value(name)
+        if not _is_within_bounds(name, rate_hz):
+            rate_hz = {name: default for name, default, _ in _NODE_PARAMETERS}[name]
+        return float(1.0 / rate_hz)
 
     def withdraw_instruction(self) -> None:
         """Make the parameter empty: what it says is not in force any more, and a later configure

@@ -44,9 +44,10 @@ ERROR_LOG_PERIOD_S = 5.0
 class Session:
     """Policy, loop, subscriptions and publishers of one configuration.
 
-    ``withdraw_instruction`` is called when ``instruction`` is not in force any more, nor what
-    `apply_live` had. Building it raises ConfigError (a setting, or policy and robot do not fit) or what loading and
-    running the policy raises; nothing is left behind then.
+    ``withdraw_instruction`` is called when an instruction came on the topic, or one of
+    `apply_live` was refused: what the parameter says is not in force then. Building it raises
+    ConfigError (a setting, or policy and robot do not fit) or what loading and running the policy
+    raises; nothing is left behind then.
     """
 
     def __init__(
