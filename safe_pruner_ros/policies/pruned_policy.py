@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,7 @@ class PrunedPolicy(ABC):
         self._method, self._settings = method, dict(settings or {})
         self._n_layers, self._step = n_layers, 0
         self._pruner = self._build_pruner(self._settings)
+        self._updating = threading.Lock()
 
     def _build_pruner(self, settings: Mapping[str, Any]) -> Pruner:
         return build_pruner(self._method, self._n_layers, causal=self.causal, **settings)
@@ -70,13 +72,15 @@ class PrunedPolicy(ABC):
         The memory starts anew, and doubt keeps every token: the next step is a key timestep, as
         after `force_keyframe`, which methods that remember no steps ignore. Only `reset` lifts
         that: a new episode begins as the method says. Settings that the method does not have are
-        ignored; ValueError for a value out of range, and then nothing changes.
+        ignored; ValueError for a value out of range, and then nothing changes. May be called from
+        several threads, a policy step running or not: no change gets lost.
         """
         accepted = accepted_settings(self._method)
-        settings = {**self._settings, **{k: v for k, v in changes.items() if k in accepted}}
-        pruner = self._build_pruner(settings)
-        pruner.force_keyframe()
-        self._pruner, self._settings = pruner, settings
+        with self._updating:
+            settings = {**self._settings, **{k: v for k, v in changes.items() if k in accepted}}
+            pruner = self._build_pruner(settings)
+            pruner.force_keyframe()
+            self._pruner, self._settings = pruner, settings
 
     def forget_plans(self) -> None:  # noqa: B027  (chunks stand alone, unless a backend joins them)
         pass

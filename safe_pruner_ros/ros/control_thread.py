@@ -33,6 +33,7 @@ class ControlThread:
         self._clock, self._tick, self._send, self._on_error = clock, tick, send, on_error
         self._stopping = threading.Event()  # of this thread alone: nothing takes it back
         self._thread: threading.Thread | None = None
+        self._completed_ns = 0  # steady; the start counts as one
         self.late_ticks = 0
 
     def start(self) -> None:
@@ -46,10 +47,16 @@ class ControlThread:
                 'the node'
             )
         self._stopping = threading.Event()
+        self._completed_ns = time.monotonic_ns()
         self._thread = threading.Thread(
             target=self._run, args=(self._stopping,), name='control', daemon=True
         )
         self._thread.start()
+
+    def silent_s(self) -> float:
+        """Steady time, in s, since a tick came to its end, its command sent if it had one; 0
+        before the first `start`. A tick that hangs or raises does not count."""
+        return (time.monotonic_ns() - self._completed_ns) * 1e-9 if self._completed_ns else 0.0
 
     def stop(self, timeout_s: float = 1.0) -> bool:
         """No further command is sent. False if the thread still hangs in a tick, or in the send
@@ -67,6 +74,7 @@ class ControlThread:
                 verdict = self._tick(self._clock())
                 if verdict.command is not None and not stopping.is_set():
                     self._send(verdict.command)
+                self._completed_ns = time.monotonic_ns()
             except Exception as error:
                 self._on_error(error)
             due_ns += self._period_ns

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from safe_pruner_ros.ros.conversions import ns_to_stamp
 from safe_pruner_ros.runtime.codes import Code, Reason
-from safe_pruner_ros.runtime.command_guard import ARMS_LIMITED
+from safe_pruner_ros.runtime.command_guard import ARMS_LIMITED, MAX_TICK_GAP_S
 from safe_pruner_ros.runtime.control_loop import LoopStatus
 from safe_pruner_ros.runtime.observation_buffer import SourceStatistics
 
@@ -39,7 +39,7 @@ class CameraFacts:
 @dataclass(frozen=True)
 class NodeFacts:
     """Everything that diagnostics are made from. ``silenced``: why nothing is sent until
-    ``~/resume``."""
+    ``~/resume``. ``silent_s``: `ControlThread.silent_s` while active."""
 
     robot: str
     lifecycle: str
@@ -53,6 +53,7 @@ class NodeFacts:
     callback_failures: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     sent_commands: int = 0
     late_ticks: int = 0
+    silent_s: float = 0.0
     verdicts: Mapping[str, int] = field(default_factory=dict)
     steps: int = 0
     key_timesteps: int = 0
@@ -113,12 +114,27 @@ def _state(facts: NodeFacts) -> Check:
         text = f'{facts.lifecycle}: no commands are sent'
         waiting = _join(loop.reasons)
         return Check('state', OK, f'{text}; missing: {waiting}' if waiting else text, values)
+    if hangs := _hangs(facts):
+        # What the loop said last is as old as its last tick.
+        values |= {'state': 'HOLD', 'codes': hangs.code.value}
+        return Check('state', ERROR, f'HOLD: {hangs}', values)
     if loop.state == 'FAULT':
         text = f'FAULT: {_join(loop.reasons)}; remove the cause, then call ~/reset'
         return Check('state', ERROR, text, values)
     if loop.state == 'HOLD':
         return Check('state', WARN, f'HOLD: {_join(loop.reasons)}', values)
     return Check('state', OK, 'RUN' + (' (dry run)' if facts.dry_run else ''), values)
+
+
+def _hangs(facts: NodeFacts) -> Reason | None:
+    """Only seen from outside: a control thread that hangs can say nothing itself."""
+    if facts.silent_s <= MAX_TICK_GAP_S:
+        return None
+    text = (
+        f'no command for {facts.silent_s:.1f} s, the control thread hangs or fails; see the log, '
+        'look where the arms are, restart the node'
+    )
+    return Reason(Code.CONTROL_GAP, text)
 
 
 def _source(facts: NodeFacts, source: SourceStatistics) -> tuple[int, str, dict[str, object]]:
@@ -316,6 +332,8 @@ def _commands(facts: NodeFacts) -> Check:
         'late_ticks': facts.late_ticks,
     }
     values.update({f'subscribers {topic}': n for topic, n in facts.listeners.items()})
+    if hangs := _hangs(facts):
+        return Check('commands', ERROR, str(hangs), values)
     if facts.silenced:
         return Check('commands', ERROR, facts.silenced, values)
     deaf = [topic for topic, n in facts.listeners.items() if n == 0]

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from rclpy.lifecycle import LifecycleNode
 
+from safe_pruner_ros.ros.discovery import publishers_of
 from safe_pruner_ros.ros.inputs import Inputs
 from safe_pruner_ros.ros.publishers import CommandPublishers
 from safe_pruner_ros.runtime.codes import Code, Reason
@@ -77,11 +78,9 @@ class GraphWatch:
         found = []
         for topic, sources in self._sources.items():
             # Counting is cheap; who it is only matters when there are too many.
-            if self._node.count_publishers(topic) > len(sources):
-                nodes = [
-                    f'{info.node_namespace.rstrip("/")}/{info.node_name}'
-                    for info in self._node.get_publishers_info_by_topic(topic)
-                ]
+            count = self._node.count_publishers(topic)
+            if count > len(sources):
+                nodes = publishers_of(self._node, topic) or ['unknown'] * count
                 found.append(_doubled(topic, sources, nodes))
         return tuple(reason for reason in found if reason is not None)
 
@@ -117,6 +116,6 @@ def _doubled(topic: str, sources: Sequence[str], nodes: Sequence[str]) -> Reason
     return Reason(
         Code.INPUT_DOUBLED,
         f'{" and ".join(sources)}: {topic} has {len(nodes)} publishers '
-        f'({", ".join(sorted(nodes))}), and nobody can tell whose messages are true; stop '
+        f'({", ".join(nodes)}), and nobody can tell whose messages are true; stop '
         f'{spare}, or give them topics of their own',
     )

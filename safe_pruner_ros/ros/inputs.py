@@ -29,6 +29,7 @@ from safe_pruner_ros.ros.conversions import (
     stamp_to_ns,
 )
 from safe_pruner_ros.ros.guarded import CallbackGuard
+from safe_pruner_ros.ros.lifecycle import undone_on_error
 from safe_pruner_ros.ros.receive_meter import ReceiveMeter
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import (
@@ -110,7 +111,8 @@ def state_message_type(source: StateSourceConfig) -> type:
 
 class Inputs:
     """Feeds a ControlLoop from topics. ``meters`` and ``frame_ids`` (of the last image) by view;
-    ``qos_problems`` by topic; ``sources``: every camera, then every state source."""
+    ``qos_problems`` by topic; ``sources``: every camera, then every state source.
+    ``on_instruction`` hears that one came, whatever it says."""
 
     def __init__(
         self,
@@ -119,8 +121,10 @@ class Inputs:
         loop: ControlLoop,
         guard: CallbackGuard,
         use_sim_time: bool,
+        on_instruction: Callable[[], None],
     ) -> None:
         self._node, self._loop, self._guard = node, loop, guard
+        self._on_instruction = on_instruction
         self._polled_clock_ns, self._polled_until_s = 0, 0.0
         self._subscriptions: list[Subscription] = []
         self._clock: Subscription | None = None
@@ -128,19 +132,20 @@ class Inputs:
         self.frame_ids: dict[str, str] = {}
         self.qos_problems: dict[str, str] = {}
         self.sources: list[Source] = []
-        for camera in robot.cameras:
-            self._subscribe_camera(camera)
-        for sources in by_topic(node, robot.state_sources):
-            self._subscribe_joints(sources)
         self._instruction_topic = robot.instruction_topic
         self._hears_latched = False
-        self._subscribe(
-            String, robot.instruction_topic, self._instruction, newest_only('reliable')
-        )
-        if use_sim_time:
-            self._clock = self._subscribe(
-                Clock, '/clock', lambda msg: None, newest_only('best_effort')
+        with undone_on_error(self.destroy):
+            for camera in robot.cameras:
+                self._subscribe_camera(camera)
+            for sources in by_topic(node, robot.state_sources):
+                self._subscribe_joints(sources)
+            self._subscribe(
+                String, robot.instruction_topic, self._instruction, newest_only('reliable')
             )
+            if use_sim_time:
+                self._clock = self._subscribe(
+                    Clock, '/clock', lambda msg: None, newest_only('best_effort')
+                )
 
     def destroy(self) -> None:
         for subscription in self._subscriptions:
@@ -271,4 +276,5 @@ class Inputs:
             self._loop.store_joints(name, msg.name, msg.position, stamp_ns, receive_ns)
 
     def _instruction(self, msg: String) -> None:
+        self._on_instruction()
         self._loop.set_instruction(msg.data)

@@ -11,7 +11,8 @@ import functools
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -23,6 +24,17 @@ from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 
 NodeT = TypeVar('NodeT', bound=LifecycleNode)
 P = ParamSpec('P')
+
+
+@contextmanager
+def undone_on_error(undo: Callable[[], None]) -> Iterator[None]:
+    """Call ``undo`` if the block raises: a publisher that a failed configure leaves in the graph
+    looks like another node's to the next one."""
+    try:
+        yield
+    except Exception:
+        undo()
+        raise
 
 
 class TransitionRefused(RuntimeError):

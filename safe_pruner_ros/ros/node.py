@@ -68,11 +68,12 @@ class SafePrunerNode(LifecycleNode):
             ('resume', Session.resume),
         ):
             self.create_service(Trigger, f'~/{name}', self._service(name, action))
+        self._guarded_report = self._guard.wrap('diagnostics', self._report)
         # On steady time: "waiting for /clock" must be reported without /clock.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self.create_timer(
-            1.0 / max(0.1, self._settings.value('diagnostics_rate_hz')),
-            self._guard.wrap('diagnostics', self._report),
+            self._settings.diagnostics_period_s(),
+            self._guarded_report,
             clock=steady,
         )
         # Of its own: who reports rarely must not notice a second commander late.
@@ -93,6 +94,7 @@ class SafePrunerNode(LifecycleNode):
                 self._guard,
                 self._settings.value('instruction'),
                 self._settings.value('use_sim_time'),
+                self._settings.withdraw_instruction,
             )
         except ConfigError as error:
             raise TransitionRefused(str(error)) from error
@@ -119,7 +121,8 @@ class SafePrunerNode(LifecycleNode):
         session = self._configured()
         self._refuse_changed_settings()
         session.refuse_rivals()
-        session.wait_until_ready(self._settings.value('activation_timeout_s'), self._stop.is_set)
+        timeout_s = self._settings.value('activation_timeout_s')
+        session.wait_until_ready(timeout_s, self._stop.is_set, self._guarded_report)
         session.refuse_rivals()
         try:
             super().on_activate(state)

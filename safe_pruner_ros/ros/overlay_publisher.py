@@ -16,6 +16,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from safe_pruner_ros.policies.policy import PolicySpec, PruningTrace, ViewSpec
 from safe_pruner_ros.ros import report_messages as messages
 from safe_pruner_ros.ros.conversions import camera_image_to_compressed, camera_image_to_message
+from safe_pruner_ros.ros.lifecycle import undone_on_error
 from safe_pruner_ros.runtime.overlay import overlay
 from safe_pruner_ros.runtime.overlay_caption import with_caption
 from safe_pruner_ros.runtime.step_report import StepReport
@@ -41,12 +42,13 @@ class OverlayPublishers:
         self._slices = messages.view_slices(spec.views)
         self._raw: dict[str, Publisher] = {}
         self._compressed: dict[str, Publisher] = {}
-        for view in spec.views:
-            topic = f'~/overlay/{view.name}'
-            self._raw[view.name] = node.create_publisher(Image, topic, 2)
-            self._compressed[view.name] = node.create_publisher(
-                CompressedImage, f'{topic}/compressed', 2
-            )
+        with undone_on_error(self._destroy_publishers):
+            for view in spec.views:
+                topic = f'~/overlay/{view.name}'
+                self._raw[view.name] = node.create_publisher(Image, topic, 2)
+                self._compressed[view.name] = node.create_publisher(
+                    CompressedImage, f'{topic}/compressed', 2
+                )
         self._waiting: StepReport | None = None
         self._wake = threading.Condition()
         self._stopping = False
@@ -58,6 +60,9 @@ class OverlayPublishers:
             self._stopping = True
             self._wake.notify()
         self._thread.join(STOP_S)
+        self._destroy_publishers()
+
+    def _destroy_publishers(self) -> None:
         for publisher in (*self._raw.values(), *self._compressed.values()):
             self._node.destroy_publisher(publisher)
 

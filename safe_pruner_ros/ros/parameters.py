@@ -8,6 +8,7 @@ node is active only ``LIVE_PARAMETERS`` may change: limits must not move under m
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,11 +33,27 @@ LIVE_PARAMETERS = ('instruction', *LIVE_PRUNER_PARAMETERS)
 _NODE_PARAMETERS: tuple[tuple[str, Any, str], ...] = (
     ('robot_file', 'sim', 'robot: a name in config/robots, or the path of a YAML file'),
     ('policy_file', 'embedded', 'policy: a name in config/policies, or the path of a YAML file'),
-    ('instruction', '', 'what the robot shall do; may change while active; empty: wait for topic'),
+    (
+        'instruction',
+        '',
+        'what the robot shall do; may change while active; empty: wait for topic. What comes on '
+        'the topic, and what is refused, makes it empty',
+    ),
     ('autostart', False, 'configure and activate without a lifecycle manager'),
-    ('activation_timeout_s', 10.0, 'activate waits this long for fresh data of every source [s]'),
-    ('diagnostics_rate_hz', 2.0, 'rate of /diagnostics [Hz]'),
+    (
+        'activation_timeout_s',
+        10.0,
+        'activate waits this long for fresh data of every source; 0 or more [s]',
+    ),
+    (
+        'diagnostics_rate_hz',
+        2.0,
+        'rate of /diagnostics, once a second while activate waits; 0.1 to 100; counts from the '
+        'start of the node on [Hz]',
+    ),
 )
+# Least and most of the numbers among them; a wait without end, or a rate of zero, is a mute node.
+_NODE_BOUNDS = {'activation_timeout_s': (0.0, math.inf), 'diagnostics_rate_hz': (0.1, 100.0)}
 _OF_ROBOT = 'robot.'
 # Of these and rclpy's own: what a session is built from, besides the schema.
 _SESSION_PARAMETERS = ('robot_file', 'policy_file', 'use_sim_time')
@@ -78,6 +95,26 @@ class NodeParameters:
         # An empty list has no type in ROS; rclpy hands it back as bytes.
         return list(value) if isinstance(value, (bytes, tuple)) or _is_array(value) else value
 
+    def diagnostics_period_s(self) -> float:
+        """As set; as by default if that is out of bounds, so that a `load` which refuses it can
+        be seen."""
+        name = 'diagnostics_rate_hz'
+        rate_hz = self.value(name)
+        if not _is_within_bounds(name, rate_hz):
+            rate_hz = {name: default for name, default, _ in _NODE_PARAMETERS}[name]
+        return float(1.0 / rate_hz)
+
+    def withdraw_instruction(self) -> None:
+        """Make the parameter empty: what it says is not in force any more, and a later configure
+        must not bring it back."""
+        if not self.value('instruction'):
+            return
+        before, self._loading = self._loading, True  # not for `_on_set`
+        try:
+            self._node.set_parameters([Parameter('instruction', value='')])
+        finally:
+            self._loading = before
+
     def load(self) -> Config:
         """Read the YAML files, declare every value, apply what was set. Raises ConfigError, and
         then every parameter is as it was.
@@ -85,6 +122,8 @@ class NodeParameters:
         What a user set before stays set, as long as the new files still know it. What is called
         ``robot.*`` belongs to the robot it was set for: dry_run=false must not move another one.
         """
+        for name in _NODE_BOUNDS:
+            _check_bounds(name, self.value(name))
         robot_file = config_file('robots', self.value('robot_file'))
         policy_file = config_file('policies', self.value('policy_file'))
         base = self._for_method(load_config(robot_file, policy_file))
@@ -219,6 +258,9 @@ class NodeParameters:
 
     def _check(self, parameters: list[Parameter]) -> None:
         changes = {parameter.name: parameter.value for parameter in parameters}
+        for name in _NODE_BOUNDS:
+            if name in changes:
+                _check_bounds(name, changes[name])
         if self._is_active():
             locked = sorted(
                 name
@@ -237,6 +279,18 @@ class NodeParameters:
         config = self._config(schema)
         if any(name in LIVE_PARAMETERS for name in changes):
             self._on_live_change(config, changes.get('instruction'))
+
+
+def _is_within_bounds(name: str, value: float) -> bool:
+    low, high = _NODE_BOUNDS[name]
+    return math.isfinite(value) and low <= value <= high
+
+
+def _check_bounds(name: str, value: float) -> None:
+    if not _is_within_bounds(name, value):
+        low, high = _NODE_BOUNDS[name]
+        wanted = f'in [{low:g}, {high:g}]' if math.isfinite(high) else f'{low:g} or more'
+        raise ConfigError(f'{name} must be finite and {wanted}, got {value:g}')
 
 
 def _is_array(value: object) -> bool:

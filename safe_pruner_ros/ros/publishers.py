@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rclpy.lifecycle import LifecycleNode
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.publisher import Publisher
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 
@@ -18,6 +18,8 @@ from safe_pruner_ros.msg import (
 from safe_pruner_ros.policies.policy import PolicySpec
 from safe_pruner_ros.ros import report_messages as messages
 from safe_pruner_ros.ros.command_sinks import CommandSink
+from safe_pruner_ros.ros.discovery import full_name, publishers_of
+from safe_pruner_ros.ros.lifecycle import undone_on_error
 from safe_pruner_ros.runtime.shadow_audit import Audit, AuditCounts
 from safe_pruner_ros.runtime.step_report import StepReport
 from safe_pruner_ros.types import JointCommand
@@ -34,19 +36,24 @@ class StepPublishers:
     def __init__(self, node: LifecycleNode, spec: PolicySpec) -> None:
         self._node, self._views, self._policy = node, spec.views, spec.name
         self._slices = messages.view_slices(spec.views)
-        self._status = node.create_publisher(PruningStatus, '~/status', 10)
-        self._keyframe = node.create_publisher(KeyframeEvent, '~/keyframe', 10)
-        self._chunk = node.create_publisher(ActionChunk, '~/action_chunk', 10)
-        self._audit = node.create_publisher(ShadowAudit, '~/audit', 10)
-        self._saliency = {
-            view.name: node.create_publisher(SaliencyMap, f'~/saliency/{view.name}', 2)
-            for view in spec.views
-        }
+        self._made: list[Publisher] = []
+        with undone_on_error(self.destroy):
+            self._status = self._create(PruningStatus, '~/status')
+            self._keyframe = self._create(KeyframeEvent, '~/keyframe')
+            self._chunk = self._create(ActionChunk, '~/action_chunk')
+            self._audit = self._create(ShadowAudit, '~/audit')
+            self._saliency = {
+                view.name: self._create(SaliencyMap, f'~/saliency/{view.name}', depth=2)
+                for view in spec.views
+            }
+
+    def _create(self, message_type: type, topic: str, depth: int = 10) -> Publisher:
+        self._made.append(self._node.create_publisher(message_type, topic, depth))
+        return self._made[-1]
 
     def destroy(self) -> None:
-        singles = (self._status, self._keyframe, self._chunk, self._audit)
-        for publisher in (*singles, *self._saliency.values()):
-            self._node.destroy_publisher(publisher)
+        while self._made:
+            self._node.destroy_publisher(self._made.pop())
 
     def publish(self, report: StepReport, now_ns: int) -> None:
         _send(self._status, messages.status_message(report, self._policy, now_ns))
@@ -66,14 +73,17 @@ class CommandPublishers:
 
     def __init__(self, node: LifecycleNode, sinks: Sequence[CommandSink]) -> None:
         self._node = node
-        self._sinks = tuple(
-            (sink, node.create_lifecycle_publisher(sink.message_type, sink.topic, COMMAND_QOS))
-            for sink in sinks
-        )
+        self._sinks: list[tuple[CommandSink, LifecyclePublisher]] = []
         self.sent = 0
+        with undone_on_error(self.destroy):
+            for sink in sinks:
+                kind, topic = sink.message_type, sink.topic
+                publisher = node.create_lifecycle_publisher(kind, topic, COMMAND_QOS)
+                self._sinks.append((sink, publisher))
 
     def destroy(self) -> None:
-        for _, publisher in self._sinks:
+        while self._sinks:
+            _, publisher = self._sinks.pop()
             self._node.destroy_lifecycle_publisher(publisher)
 
     def send(self, command: JointCommand) -> None:
@@ -90,18 +100,14 @@ class CommandPublishers:
 
     def rivals(self) -> dict[str, list[str]]:
         """Resolved topic -> other nodes that publish on it; empty when we are alone."""
-        own = (self._node.get_namespace().rstrip('/'), self._node.get_name())
+        own = full_name(self._node.get_namespace(), self._node.get_name())
         found: dict[str, list[str]] = {}
         for _, publisher in self._sinks:
-            topic = publisher.topic_name
-            ours_seen, others = False, []
-            for info in self._node.get_publishers_info_by_topic(topic):
-                if not ours_seen and (info.node_namespace.rstrip('/'), info.node_name) == own:
-                    ours_seen = True  # a second one of the same name is a rival
-                    continue
-                others.append(f'{info.node_namespace.rstrip("/")}/{info.node_name}')
+            others = publishers_of(self._node, publisher.topic_name)
+            if own in others:
+                others.remove(own)  # one: a second one of the same name is a rival
             if others:
-                found[topic] = sorted(others)
+                found[publisher.topic_name] = others
         return found
 
 

@@ -36,6 +36,7 @@ from safe_pruner_ros.runtime.step_report import StepReport
 from safe_pruner_ros.types import JointCommand
 
 POLL_PERIOD_S = 0.005
+WAIT_REPORT_PERIOD_S = 1.0
 WORKER_STOP_S = 1.0
 ERROR_LOG_PERIOD_S = 5.0
 
@@ -43,8 +44,10 @@ ERROR_LOG_PERIOD_S = 5.0
 class Session:
     """Policy, loop, subscriptions and publishers of one configuration.
 
-    Building it raises ConfigError (a setting, or policy and robot do not fit) or what loading and
-    running the policy raises; nothing is left behind then.
+    ``withdraw_instruction`` is called when an instruction came on the topic, or one of
+    `apply_live` was refused: what the parameter says is not in force then. Building it raises
+    ConfigError (a setting, or policy and robot do not fit) or what loading and running the policy
+    raises; nothing is left behind then.
     """
 
     def __init__(
@@ -55,8 +58,10 @@ class Session:
         guard: CallbackGuard,
         instruction: str,
         use_sim_time: bool,
+        withdraw_instruction: Callable[[], None],
     ) -> None:
         self._node, self._guard = node, guard
+        self._withdraw_instruction = withdraw_instruction
         self.config = config
         # As the node hears them: a remapping, or a leading slash more, may make one of two.
         check_topics_apart(config.robot, node.resolve_topic_name)
@@ -90,7 +95,9 @@ class Session:
             self._closers.append(self._commands.destroy)
             self._steps_out = StepPublishers(node, self.policy.spec)
             self._closers.append(self._steps_out.destroy)
-            self._inputs = Inputs(node, config.robot, self.loop, guard, use_sim_time)
+            self._inputs = Inputs(
+                node, config.robot, self.loop, guard, use_sim_time, withdraw_instruction
+            )
             self._closers.append(self._inputs.destroy)
             # An optional view that the policy reads is an input like any other.
             views = {camera.name for camera in config.robot.cameras if camera.required}
@@ -121,9 +128,13 @@ class Session:
 
     # ---- lifecycle
 
-    def wait_until_ready(self, timeout_s: float, stopped: Callable[[], bool]) -> None:
+    def wait_until_ready(
+        self, timeout_s: float, stopped: Callable[[], bool], report: Callable[[], None]
+    ) -> None:
         """Block until every required source is fresh and has one publisher. Raises
-        TransitionRefused naming the rest."""
+        TransitionRefused naming the rest. ``report`` is called once a second: no timer of the node
+        is served meanwhile."""
+        report_s = time.monotonic() + WAIT_REPORT_PERIOD_S
         deadline_s = time.monotonic() + timeout_s
         while True:
             self._inputs.poll()
@@ -137,6 +148,9 @@ class Session:
                     f'not ready after {timeout_s:g} s: '
                     + '; '.join(str(reason) for reason in missing)
                 )
+            if time.monotonic() > report_s:
+                report()
+                report_s = time.monotonic() + WAIT_REPORT_PERIOD_S
             time.sleep(POLL_PERIOD_S)
 
     def is_ready(self) -> bool:
@@ -150,10 +164,14 @@ class Session:
             )
 
     def start(self) -> None:
+        """Raises TransitionRefused while a policy step or a send of the last start goes on."""
         self._unsent = ()
         self._look_at_graph()
-        self.loop.start()
-        self._control.start()
+        try:
+            self.loop.start()
+            self._control.start()
+        except RuntimeError as error:
+            raise TransitionRefused(str(error)) from error
 
     def stop(self) -> bool:
         """No command leaves after this; False if the policy still computes, or a send hangs."""
@@ -230,10 +248,16 @@ class Session:
             self._blocked = reasons
 
     def apply_live(self, config: Config, instruction: str | None) -> None:
-        """Live parameters. Raises ValueError if the policy cannot follow.
+        """Live parameters. Raises ValueError if the policy cannot follow, or for an instruction
+        that is refused: then the arms hold, as they do for one that comes on the topic.
 
         Nothing else of ``config`` counts: the rest of it is not what this session was built from.
         """
+        if instruction is not None:
+            refused = self.loop.set_instruction(instruction)
+            if refused is not None and refused.code is Code.INSTRUCTION_REFUSED:
+                self._withdraw_instruction()
+                raise ValueError(str(refused))
         wanted, current = config.pruner, self.config.pruner
         live = [name.removeprefix('pruner.') for name in LIVE_PRUNER_PARAMETERS]
         changes = {name: getattr(wanted, name) for name in live}
@@ -245,10 +269,6 @@ class Session:
             if 'retention_ratio' in changes:
                 self.loop.retention.set_base(wanted.retention_ratio)
             self.config = replace(self.config, pruner=replace(current, **changes))
-        if instruction is not None:
-            refused = self.loop.set_instruction(instruction)
-            if refused is not None:
-                self._node.get_logger().warning(f'instruction parameter: {refused}')
 
     def facts(self, lifecycle: str) -> NodeFacts:
         config, spec = self.config, self.policy.spec
@@ -277,6 +297,7 @@ class Session:
             callback_failures=self._guard.failures(),
             sent_commands=self._commands.sent,
             late_ticks=self._control.late_ticks,
+            silent_s=self._control.silent_s() if lifecycle == 'active' else 0.0,
             verdicts=verdicts,
             steps=steps,
             key_timesteps=keys,

@@ -16,6 +16,7 @@ from safe_pruner_ros.runtime.config_schema import (
     check_unique,
     setting,
 )
+from safe_pruner_ros.runtime.topic_names import check_topic
 from safe_pruner_ros.types import Joint, JointKind, JointLayout
 
 # Robot files state max_step for this rate. Faster commands get a smaller step, or a setting of the
@@ -165,6 +166,7 @@ class CameraConfig:
         check_bounds(self)
         if not self.name or not self.topic:
             raise ConfigError(f'a camera needs name and topic, got {self.name!r}, {self.topic!r}')
+        check_topic(f'camera {self.name!r}: topic', self.topic)
         if not self.encodings:
             raise ConfigError(f'camera {self.name!r}: list at least one accepted encoding')
         if (self.width == 0) != (self.height == 0):
@@ -197,6 +199,7 @@ class StateSourceConfig:
     def __post_init__(self) -> None:
         if not self.joints:
             raise ConfigError(f'state source {self.name!r} measures no joint; list its joints')
+        check_topic(f'state source {self.name!r}: topic', self.topic)
         check_unique([m.joint for m in self.joints], f'joints of state source {self.name!r}')
         names = [m.robot_name for m in self.joints]
         check_unique(names, f'robot names of state source {self.name!r}')
@@ -216,6 +219,8 @@ class SinkConfig:
     def __post_init__(self) -> None:
         if not self.joints:
             raise ConfigError(f'sink {self.name!r} moves no joint; list its joints')
+        check_topic(f'sink {self.name!r}: topic', self.topic)
+        check_topic('the name of a sink is in its preview topic, and', f'~/preview/{self.name}')
         check_unique([m.robot_name for m in self.joints], f'robot names of sink {self.name!r}')
 
 
@@ -246,6 +251,7 @@ class RobotConfig:
     def __post_init__(self) -> None:
         if not self.joints:
             raise ConfigError(f'robot {self.name!r} has no joints')
+        check_topic(f'robot {self.name!r}: instruction_topic', self.instruction_topic)
         if not any(camera.required for camera in self.cameras):
             raise ConfigError(f'robot {self.name!r} needs at least one camera with required: true')
         for what in ('joints', 'cameras', 'state_sources', 'sinks'):
@@ -329,11 +335,16 @@ def _check_names_apart(
     nameless: list[str],
     why: str,
 ) -> None:
-    """Two entries on one topic must differ by the names in its messages."""
+    """Two entries on one topic must agree on its type and differ by the names in its messages."""
     if nameless:
         raise ConfigError(
             f'{where}, and messages of {nameless} ({why}) have no names that would tell them '
             f'apart; give each its own topic'
+        )
+    if one.adapter != other.adapter:
+        raise ConfigError(
+            f'{where}, but the adapters {one.adapter} and {other.adapter}, and a topic has one '
+            f'type; give each its own topic, or both the adapter of that type'
         )
     names = {mapping.robot_name for mapping in one.joints}
     if both := sorted(names & {mapping.robot_name for mapping in other.joints}):

@@ -253,7 +253,13 @@ class RetentionConfig:
 class RuntimeConfig:
     """Everything between messages and policy."""
 
-    control_rate_hz: float = setting(50.0, 'rate of commands', 'Hz', 1.0, 1000.0)
+    control_rate_hz: float = setting(
+        50.0,
+        'rate of commands; not below 5, as half a second without one starts everything anew',
+        'Hz',
+        5.0,
+        1000.0,
+    )
     buffer: BufferConfig = field(default_factory=BufferConfig)
     actions: ActionConfig = field(default_factory=ActionConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)

@@ -96,8 +96,14 @@ class InferenceWorker:
     # ---- from other threads
 
     def start(self) -> None:
+        """Raises RuntimeError while the thread of the last start lives, stopped or not."""
         if self._thread is not None and self._thread.is_alive():
-            raise RuntimeError('the inference worker runs already; stop it first')
+            if not self._stopping:
+                raise RuntimeError('the inference worker runs already; stop it first')
+            raise RuntimeError(
+                'the inference worker was stopped but its last policy step still computes; wait '
+                'until it ends, then try again, or restart the node if it never does'
+            )
         self._stopping = False
         # A daemon: a policy that never returns must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name='inference', daemon=True)

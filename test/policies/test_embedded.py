@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,6 +160,25 @@ def test_live_settings_take_effect_and_bad_ones_change_nothing() -> None:
     with pytest.raises(ValueError, match='retention_ratio'):
         tested.update_pruner(retention_ratio=1.4)
     assert tested.predict(observation(seed=2)).trace.n_retained == 96
+
+
+def test_changes_from_two_threads_both_count(monkeypatch) -> None:
+    """A parameter and the latency budget may change the pruner at the same time."""
+    tested = policy('safe_pruner', retention_ratio=0.25, similarity_threshold=0.0)
+    build, threads = tested._build_pruner, []
+
+    def slowly(settings: Any) -> Any:
+        if not threads:  # the other change comes in the middle of the first one
+            change = {'similarity_threshold': 0.5}
+            threads.append(threading.Thread(target=tested.update_pruner, kwargs=change))
+            threads[0].start()
+            threads[0].join(0.3)
+        return build(settings)
+
+    monkeypatch.setattr(tested, '_build_pruner', slowly)
+    tested.update_pruner(retention_ratio=0.5)
+    threads[0].join(10.0)
+    assert tested._settings == {'retention_ratio': 0.5, 'similarity_threshold': 0.5}
 
 
 REMEMBERING = {

@@ -154,7 +154,9 @@ def test_an_activate_that_fails_leaves_the_command_publishers_mute(bench, capfd)
     bench.wait_for(lambda: len(bench.policy.observations) > computing, 5.0, 'a policy step')
     assert robot.transition(4)
     assert not robot.activate(), 'while the last policy step still computes'
-    assert 'the inference worker runs already' in capfd.readouterr().err
+    log = capfd.readouterr().err
+    assert 'activate refused: the inference worker was stopped but its last policy step' in log
+    assert 'try again' in log and 'Traceback' not in log, log
     publishers = [publisher for _, publisher in node._session._commands._sinks]
     assert publishers and not any(publisher.is_activated for publisher in publishers)
     assert node.lifecycle == 'inactive' and bench.is_silent()

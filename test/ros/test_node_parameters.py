@@ -110,3 +110,40 @@ def test_another_robot_file_counts_after_configure_only(bench, capfd) -> None:
     assert bench.robot.set_parameter('robot_file', 'aloha').successful
     assert not bench.robot.activate()
     assert "changed since configure: ['robot_file']" in capfd.readouterr().err
+
+
+def test_an_instruction_that_the_topic_withdrew_does_not_come_back(bench) -> None:
+    node, robot = bench.start(instruction='lift the block'), bench.robot
+    assert robot.configure() and robot.activate()
+    robot.wait_state('RUN')
+    robot.say('')
+    robot.wait_state('HOLD', 'INSTRUCTION_EMPTY')
+    assert node.get_parameter('instruction').value == '', 'what is shown is in force'
+    assert robot.transition(4) and robot.transition(2)
+    assert robot.configure() and robot.activate()
+    sent = robot.sent()
+    robot.wait_state('HOLD', 'INSTRUCTION_EMPTY')
+    assert robot.sent() == sent
+
+    assert robot.set_parameter('instruction', 'lift the block').successful
+    robot.wait_state('RUN')
+    robot.say('lift something else')
+    bench.wait_for(
+        lambda: bench.policy.observations[-1].instruction == 'lift something else', 3.0, 'change'
+    )
+    assert node.get_parameter('instruction').value == ''
+
+
+def test_an_instruction_parameter_that_is_refused_holds_and_says_so(bench) -> None:
+    node, robot = bench.start(instruction='lift the block'), bench.robot
+    assert robot.configure() and robot.activate()
+    robot.wait_state('RUN')
+    refused = robot.set_parameter('instruction', '\x01')
+    assert not refused.successful and 'INSTRUCTION_REFUSED' in refused.reason
+    assert 'U+0001' in refused.reason
+    robot.wait_state('HOLD', 'INSTRUCTION_REFUSED')
+    assert node.get_parameter('instruction').value == '', 'the one before is not in force'
+    assert robot.set_parameter('instruction', 'lift the block').successful
+    robot.wait_state('RUN')
+    assert robot.set_parameter('instruction', '').successful, 'it withdraws the instruction'
+    robot.wait_state('HOLD', 'INSTRUCTION_EMPTY')

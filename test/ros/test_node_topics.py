@@ -78,6 +78,22 @@ def test_two_spellings_of_one_topic_are_one(bench, capfd) -> None:
     assert "'head' and 'wrist' have the same topic '/head/image'" in log, log
 
 
+@pytest.mark.parametrize(
+    ('topic', 'wrong', 'entry'),
+    [
+        ('/arm_right/command', '/arm_right/com mand', "sink 'arm_right'"),
+        ('/wrist/image/compressed', '/wrist/ima-ge', "camera 'wrist'"),
+        ('/joint_states', '/joint_states/', "state source 'body'"),
+    ],
+)
+def test_what_is_no_topic_is_named(bench, capfd, topic, wrong, entry) -> None:
+    bench.start(bench.yaml.replace(topic, wrong))
+    assert not bench.robot.configure()
+    log = capfd.readouterr().err
+    assert f"{entry}: topic '{wrong}' is no name of a ROS 2 topic" in log, log
+    assert 'Correct it in the robot file' in log and 'Traceback' not in log
+
+
 def test_a_second_commander_is_refused(bench, capfd) -> None:
     from trajectory_msgs.msg import JointTrajectory
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ class Settings:
         self.node = Node('safe_pruner', context=context, parameter_overrides=overrides)
         self._parameters = NodeParameters(self.node, lambda: False, lambda config, text: None)
         self.load = self._parameters.load
+        self.diagnostics_period_s = self._parameters.diagnostics_period_s
 
     def set(self, name: str, value: Any) -> None:
         from rclpy.parameter import Parameter
@@ -175,3 +178,26 @@ def test_a_file_that_was_edited_counts_where_nothing_was_set(start, mine) -> Non
     assert not settings.load().robot.dry_run
     mine.write_text(mine.read_text().replace('dry_run: false', 'dry_run: true'))
     assert settings.load().robot.dry_run
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        *(('activation_timeout_s', value) for value in (math.nan, math.inf, -1.0)),
+        *(('diagnostics_rate_hz', value) for value in (math.nan, math.inf, -1.0, 0.0, 500.0)),
+    ],
+)
+def test_a_number_that_would_make_the_node_mute_is_refused(start, name, value) -> None:
+    from rclpy.parameter import Parameter
+
+    settings = start()
+    good = settings.get(name)
+    (result,) = settings.node.set_parameters([Parameter(name, value=value)])
+    words = f'{name} must be finite and .*, got {value:g}'
+    assert not result.successful and re.search(words, result.reason)
+    assert settings.get(name) == good
+    given = start(**{name: value})
+    given.refuses(words)
+    assert 0 < given.diagnostics_period_s() <= 10, 'there is one to say so'
+    given.set(name, good)
+    given.load()

@@ -12,6 +12,7 @@ from safe_pruner_ros.policies.action_layout import ActionLayout
 from safe_pruner_ros.policies.deployment import read_deployment
 from safe_pruner_ros.policies.policy import ViewSpec
 from safe_pruner_ros.runtime import config as c
+from safe_pruner_ros.runtime.command_guard import MAX_TICK_GAP_S
 from safe_pruner_ros.runtime.config_yaml import load_config
 
 GRIPPER = {'kind': 'gripper', 'lower': 0.0, 'upper': 1.0}
@@ -120,6 +121,26 @@ def test_what_has_no_names_has_a_topic_of_its_own(kit, what, nameless, words):
         kit.robot(**{what: (left, replace(shared, **nameless))})
     with pytest.raises(c.ConfigError, match=words.format('left')):
         kit.robot(**{what: (replace(left, **nameless), shared)})
+
+
+@pytest.mark.parametrize(
+    ('what', 'adapters'),
+    [('state_sources', 'joint_state and astribot_state'),
+     ('sinks', 'joint_trajectory and joint_state')],
+)  # fmt: skip
+def test_a_topic_has_one_type(kit, what, adapters):
+    left, right = getattr(kit.robot(), what)
+    other = replace(right, topic=left.topic, adapter=adapters.split()[-1])
+    with pytest.raises(c.ConfigError, match=f"{left.topic}', but the adapters {adapters}, and a"):
+        kit.robot(**{what: (left, other)})
+
+
+def test_the_slowest_rate_of_commands_is_no_gap_between_them():
+    for rate_hz in (1.0, 2.0, 4.9):
+        with pytest.raises(c.ConfigError, match='control_rate_hz must be in .5, 1000'):
+            c.RuntimeConfig(control_rate_hz=rate_hz)
+    period_s = 1e-9 * c.RuntimeConfig(control_rate_hz=5.0).control_period_ns
+    assert 2 * period_s < MAX_TICK_GAP_S, 'one tick may be late by a period'
 
 
 def test_two_views_are_two_topics(kit):

@@ -312,6 +312,8 @@ def test_hang_is_seen_from_outside_and_stop_does_not_wait_for_ever(kit, make):
     began = time.monotonic()
     assert bench.worker.stop(0.1) is False
     assert time.monotonic() - began < 2.0
+    with pytest.raises(RuntimeError, match='was stopped but its last policy step still computes'):
+        bench.worker.start()
     release.set()
     assert bench.worker.stop(5.0)
     assert bench.worker.busy_since_ns is None
