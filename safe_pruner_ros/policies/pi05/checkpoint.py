@@ -28,6 +28,7 @@ from safe_pruner_ros.policies.checkpoint_files import (
 from safe_pruner_ros.policies.device import check_memory, needed_bytes
 from safe_pruner_ros.policies.pi05.config import VARIANTS, Pi05Config
 from safe_pruner_ros.policies.pi05.model import Pi05
+from safe_pruner_ros.policies.pi05.statistics import check_modes
 
 T = TypeVar('T')
 
@@ -74,15 +75,8 @@ def read_config(folder: Path, base: Pi05Config | None = None) -> Pi05Config:
             f'{path} describes a {kind!r} policy, expected "pi05"; give the folder that openpi\'s '
             'convert_jax_model_to_pytorch.py or lerobot wrote'
         )
-    modes = values.get('normalization_mapping', {})
-    other = {name: mode for name, mode in modes.items() if name in ('STATE', 'ACTION')}
-    if set(other.values()) - {'QUANTILES'}:
-        raise ValueError(f'{path} normalises {other}; only QUANTILES is implemented for pi0.5')
-    if modes.get('VISUAL', 'IDENTITY') != 'IDENTITY':
-        raise ValueError(
-            f'{path} normalises images with {modes["VISUAL"]!r}; only IDENTITY is implemented for '
-            'pi0.5, take a checkpoint that was trained so'
-        )
+    if 'normalization_mapping' in values:
+        check_modes(path, values['normalization_mapping'])
     changed = {
         k: values[k] for k, usual in _LEROBOT_USUAL.items() if values.get(k, usual) != usual
     }

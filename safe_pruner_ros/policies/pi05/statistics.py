@@ -4,7 +4,9 @@
   {...}}}; quantiles: 2 (x - q01) / (q99 - q01 + 1e-6) - 1 (openpi `transforms.py`).
 - lerobot: ``policy_preprocessor_step_<n>_normalizer_processor.safetensors`` with tensors
   ``observation.state.q01``, ``action.q01``, ...; the same without the 1e-6, but 1e-8 in place of a
-  span of zero (lerobot `processor/normalize_processor.py`).
+  span of zero (lerobot `processor/normalize_processor.py`). ``policy_preprocessor.json`` names the
+  file: n is the place of the step, which differs between releases, and a folder that was saved
+  into twice holds both.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from safe_pruner_ros.policies.action_statistics import Range, choose_key, read_range
+from safe_pruner_ros.policies.checkpoint_files import read_json
 
+LEROBOT_PIPELINE = 'policy_preprocessor.json'
 LEROBOT_PATTERN = 'policy_preprocessor_step_*_normalizer_processor.safetensors'
 OPENPI_EPSILON = 1e-6
 
@@ -47,9 +51,9 @@ def load_statistics(folder: Path, key: str = '') -> Statistics:
 
     Raises FileNotFoundError or ValueError that lists the available ones.
     """
-    lerobot = sorted(folder.glob(LEROBOT_PATTERN))
+    lerobot = _lerobot_file(folder)
     if lerobot and not key:
-        return _read_lerobot(lerobot[0])
+        return _read_lerobot(lerobot)
     assets = folder / 'assets'
     found = {
         path.parent.relative_to(assets).as_posix(): path
@@ -58,7 +62,7 @@ def load_statistics(folder: Path, key: str = '') -> Statistics:
     if not found:
         if lerobot:
             raise ValueError(
-                f'{lerobot[0]} has the statistics of one data set without a name; leave '
+                f'{lerobot} has the statistics of one data set without a name; leave '
                 f'statistics_key empty, got {key!r}'
             )
         raise FileNotFoundError(
@@ -67,6 +71,56 @@ def load_statistics(folder: Path, key: str = '') -> Statistics:
             f'nor {LEROBOT_PATTERN} (lerobot); copy them there'
         )
     return _read_openpi(found[choose_key(found, key, str(assets))])
+
+
+def check_modes(path: Path, modes: Any) -> None:
+    """Raise ValueError unless ``modes``, which lerobot wrote into ``path`` by kind of feature, is
+    what pi0.5 is implemented with."""
+    if not isinstance(modes, Mapping):
+        raise ValueError(f'{path} must say how STATE and ACTION are normalised, got {modes!r:.80}')
+    other = {name: mode for name, mode in modes.items() if name in ('STATE', 'ACTION')}
+    if set(other.values()) - {'QUANTILES'}:
+        raise ValueError(f'{path} normalises {other}; only QUANTILES is implemented for pi0.5')
+    if modes.get('VISUAL', 'IDENTITY') != 'IDENTITY':
+        raise ValueError(
+            f'{path} normalises images with {modes["VISUAL"]!r}; only IDENTITY is implemented for '
+            'pi0.5, take a checkpoint that was trained so'
+        )
+
+
+def _lerobot_file(folder: Path) -> Path | None:
+    """The one that lerobot would load, None where there is none."""
+    files, path = sorted(folder.glob(LEROBOT_PATTERN)), folder / LEROBOT_PIPELINE
+    if not path.is_file():
+        if len(files) > 1:
+            raise ValueError(
+                f'{folder} has several statistics {[file.name for file in files]} and no '
+                f'{path.name} that would name one; copy it from the same checkpoint, or leave the '
+                'file that belongs to the weights'
+            )
+        return files[0] if files else None
+    steps = read_json(folder, path.name).get('steps')
+    if not isinstance(steps, list) or not all(isinstance(step, Mapping) for step in steps):
+        raise ValueError(f'{path} has no list of "steps"; copy it anew')
+    normalisers = [s for s in steps if s.get('registry_name') == 'normalizer_processor']
+    for step in normalisers:
+        config = step.get('config')
+        if isinstance(config, Mapping) and 'norm_map' in config:
+            check_modes(path, config['norm_map'])
+    named = [step['state_file'] for step in normalisers if step.get('state_file')]
+    if not named and not files:  # a base model: it was saved without statistics
+        return None
+    if len(named) != 1 or not isinstance(named[0], str) or Path(named[0]).name != named[0]:
+        raise ValueError(
+            f'{path} must name the statistics, one state_file of normalizer_processor in this '
+            f'folder, got {named}; take it and {LEROBOT_PATTERN} from one checkpoint'
+        )
+    if not (folder / named[0]).is_file():
+        raise FileNotFoundError(
+            f'{path} names {named[0]}, which is not there, only {[file.name for file in files]}; '
+            'copy it from the same checkpoint'
+        )
+    return folder / named[0]
 
 
 def _read_openpi(path: Path) -> Statistics:

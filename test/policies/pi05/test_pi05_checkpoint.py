@@ -9,20 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.pi05_folder import SHARED, official, write
 from helpers.tiny_pi05 import TINY_PI05
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 
 from safe_pruner_ros.policies.action_layout import ActionDimension, ActionLayout, absolute
-from safe_pruner_ros.policies.action_statistics import Range
 from safe_pruner_ros.policies.catalog import build_policy
 from safe_pruner_ros.policies.deployment import Deployment
 from safe_pruner_ros.policies.pi05.checkpoint import load_model, read_config
 from safe_pruner_ros.policies.pi05.config import Pi05Config
 from safe_pruner_ros.policies.pi05.model import Pi05
 from safe_pruner_ros.policies.pi05.policy import backend
-from safe_pruner_ros.policies.pi05.statistics import load_statistics
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
 ROBOT = Deployment(
@@ -35,7 +32,6 @@ ROBOT = Deployment(
     2,
     prompt='state',
 )
-SHARED = 'paligemma_with_expert.'
 
 
 @pytest.fixture(scope='module')
@@ -43,53 +39,6 @@ def model() -> Pi05:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return Pi05(TINY_PI05).eval()
-
-
-def official(model: Pi05, outer: str = '') -> dict[str, torch.Tensor]:
-    """The tensors under the names of the official converters, ``outer`` before each."""
-    state = {}
-    for name, value in model.state_dict().items():
-        head, _, rest = name.partition('.')
-        name = {
-            'vision_tower': f'{SHARED}paligemma.model.vision_tower.vision_model.{rest}',
-            'projector': f'{SHARED}paligemma.model.multi_modal_projector.linear.{rest}',
-            'language_model': f'{SHARED}paligemma.model.language_model.{rest}',
-            'expert': f'{SHARED}gemma_expert.model.{rest}',
-        }.get(head, name)
-        if rest == 'embed_tokens.weight':  # tied: only one of the two names is saved
-            name = f'{SHARED}paligemma.lm_head.weight'
-        state[outer + name] = value.clone().contiguous()
-    state[f'{outer}{SHARED}gemma_expert.lm_head.weight'] = torch.zeros(4, 8)
-    return state
-
-
-def write(folder: Path, model: Pi05, layout: str = 'openpi') -> Path:
-    quantiles = {'q01': [-1.0, -1.0], 'q99': [1.0, 3.0]}
-    if layout == 'openpi':
-        save_file(official(model), folder / 'model.safetensors')
-        config = {'action_dim': 32, 'action_horizon': 3, 'precision': 'bfloat16'}
-        assets = folder / 'assets' / 'lab' / 'robot'
-        assets.mkdir(parents=True)
-        statistics = {'norm_stats': {'state': quantiles, 'actions': quantiles}}
-        (assets / 'norm_stats.json').write_text(json.dumps(statistics))
-    else:
-        save_file(official(model, 'model.'), folder / 'model.safetensors')
-        config = {'type': 'pi05', 'chunk_size': 3, 'max_action_dim': 32}
-        config['normalization_mapping'] = {'VISUAL': 'IDENTITY', 'STATE': 'QUANTILES'}
-        tensors = {
-            f'{group}.{name}': torch.tensor(value)
-            for group in ('observation.state', 'action')
-            for name, value in quantiles.items()
-        }
-        save_file(tensors, folder / 'policy_preprocessor_step_2_normalizer_processor.safetensors')
-    (folder / 'config.json').write_text(json.dumps(config))
-    characters().save(str(folder / 'tokenizer.json'))
-    return folder
-
-
-def characters() -> Tokenizer:
-    names = ['<pad>', '<eos>', '<bos>', '\n', *map(chr, range(32, 127))]
-    return Tokenizer(BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
 
 
 # -- weights --------------------------------------------------------------------------------------
@@ -327,38 +276,6 @@ def test_lerobot_says_how_many_images_it_was_trained_with(tmp_path, model):
     assert note('a', 'b') == ''
     with pytest.raises(ValueError, match='pi05 reads 1 to 2 images'):
         backend.build(folder, replace(ROBOT, views=tuple('abc')), 'unpruned', {}, base=TINY_PI05)
-
-
-# -- statistics -----------------------------------------------------------------------------------
-
-
-def test_quantiles_map_to_minus_one_and_one():
-    both = Range(np.array([2.0, 5.0]), np.array([6.0, 5.0]), np.ones(2, bool))
-    np.testing.assert_allclose(both.normalise([2.0, 5.0]), [-1, -1])
-    np.testing.assert_allclose(both.normalise([8.0, 5.0], clip=False), [2, -1])
-    np.testing.assert_allclose(both.unnormalise([0.5, 0.5]), [5, 5])
-
-
-def test_missing_statistics_list_the_available_ones(tmp_path, model):
-    folder = write(tmp_path, model)
-    with pytest.raises(ValueError, match=r"'libero'; choose from \['lab/robot'\]"):
-        load_statistics(folder, 'libero')
-    path = folder / 'assets' / 'lab' / 'robot' / 'norm_stats.json'
-    other = folder / 'assets' / 'libero'
-    other.mkdir()
-    (other / 'norm_stats.json').write_text(path.read_text())
-    with pytest.raises(ValueError, match=r"several .* from \['lab/robot', 'libero'\]"):
-        load_statistics(folder)
-    assert len(load_statistics(folder, 'libero').state) == 2
-    path.write_text(json.dumps({'norm_stats': {'state': {'q01': [0], 'q99': [1]}}}))
-    with pytest.raises(ValueError, match=r"'actions', only \['state'\]"):
-        load_statistics(folder, 'lab/robot')
-    bare = {'mean': [0], 'std': [1]}
-    path.write_text(json.dumps({'norm_stats': {'state': bare, 'actions': bare}}))
-    with pytest.raises(ValueError, match=r"miss \['q01', 'q99'\], they have \['mean', 'std'\]"):
-        load_statistics(folder, 'lab/robot')
-    with pytest.raises(FileNotFoundError, match='no normalisation statistics'):
-        load_statistics(folder / 'assets')
 
 
 # -- robot ----------------------------------------------------------------------------------------

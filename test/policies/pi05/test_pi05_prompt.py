@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.pi05_folder import characters
 from helpers.tiny_pi05 import TINY_PI05
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -27,12 +28,6 @@ from safe_pruner_ros.policies.pi05.statistics import Statistics
 from safe_pruner_ros.policies.policy import InstructionError
 
 ROBOT = Deployment(('head',), absolute('abc'), '', 0.1, 2, prompt='state')
-
-
-def characters() -> Tokenizer:
-    """One token per character, the special ones where PaliGemma has them."""
-    names = ['<pad>', '<eos>', '<bos>', '\n', *map(chr, range(32, 127))]
-    return Tokenizer(BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
 
 
 def test_prompt_forms():

@@ -1,0 +1,107 @@
+"""The statistics of pi0.5: which file counts, what the numbers mean, and whose they are."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers.pi05_folder import LEROBOT_MODES, STATE_FILE, preprocessor, write
+from helpers.tiny_pi05 import TINY_PI05
+from safetensors.numpy import load_file, save_file
+
+from safe_pruner_ros.policies.action_statistics import Range
+from safe_pruner_ros.policies.pi05.model import Pi05
+from safe_pruner_ros.policies.pi05.statistics import load_statistics
+
+
+@pytest.fixture(scope='module')
+def model() -> Pi05:
+    torch.manual_seed(0)
+    return Pi05(TINY_PI05).eval()
+
+
+def test_quantiles_map_to_minus_one_and_one():
+    both = Range(np.array([2.0, 5.0]), np.array([6.0, 5.0]), np.ones(2, bool))
+    np.testing.assert_allclose(both.normalise([2.0, 5.0]), [-1, -1])
+    np.testing.assert_allclose(both.normalise([8.0, 5.0], clip=False), [2, -1])
+    np.testing.assert_allclose(both.unnormalise([0.5, 0.5]), [5, 5])
+
+
+def test_missing_statistics_list_the_available_ones(tmp_path, model):
+    folder = write(tmp_path, model)
+    with pytest.raises(ValueError, match=r"'libero'; choose from \['lab/robot'\]"):
+        load_statistics(folder, 'libero')
+    path = folder / 'assets' / 'lab' / 'robot' / 'norm_stats.json'
+    other = folder / 'assets' / 'libero'
+    other.mkdir()
+    (other / 'norm_stats.json').write_text(path.read_text())
+    with pytest.raises(ValueError, match=r"several .* from \['lab/robot', 'libero'\]"):
+        load_statistics(folder)
+    assert len(load_statistics(folder, 'libero').state) == 2
+    path.write_text(json.dumps({'norm_stats': {'state': {'q01': [0], 'q99': [1]}}}))
+    with pytest.raises(ValueError, match=r"'actions', only \['state'\]"):
+        load_statistics(folder, 'lab/robot')
+    bare = {'mean': [0], 'std': [1]}
+    path.write_text(json.dumps({'norm_stats': {'state': bare, 'actions': bare}}))
+    with pytest.raises(ValueError, match=r"miss \['q01', 'q99'\], they have \['mean', 'std'\]"):
+        load_statistics(folder, 'lab/robot')
+    with pytest.raises(FileNotFoundError, match='no normalisation statistics'):
+        load_statistics(folder / 'assets')
+
+
+NEWER = STATE_FILE.replace('step_2', 'step_10')  # sorts before step_2
+
+
+def test_lerobot_says_which_statistics_count(tmp_path, model):
+    """A folder that two releases saved into: the step of the normaliser moved between them."""
+    folder = write(tmp_path, model, 'lerobot')
+    older = load_file(folder / STATE_FILE)
+    save_file({name: 2 * value for name, value in older.items()}, folder / NEWER)
+    pipeline = folder / 'policy_preprocessor.json'
+    for named, high in ((STATE_FILE, [1, 3]), (NEWER, [2, 6])):
+        pipeline.write_text(json.dumps(preprocessor(named, norm_map=LEROBOT_MODES)))
+        assert load_statistics(folder).action.high.tolist() == high
+    pipeline.unlink()
+    with pytest.raises(ValueError, match=rf"several statistics \['{NEWER}', '{STATE_FILE}'\]"):
+        load_statistics(folder)
+    (folder / NEWER).unlink()
+    assert load_statistics(folder).action.high.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ('pipeline', 'error', 'complaint'),
+    [
+        (preprocessor('gone.safetensors'), FileNotFoundError, 'names gone.safetensors, which is'),
+        (preprocessor('../' + STATE_FILE), ValueError, r"in this folder, got \['\.\./policy_"),
+        (preprocessor(None), ValueError, r'one state_file of normalizer_processor .* got \[\]'),
+        ({'name': 'x'}, ValueError, 'no list of "steps"'),
+        (
+            preprocessor(norm_map={**LEROBOT_MODES, 'ACTION': 'MEAN_STD'}),
+            ValueError,
+            r"preprocessor\.json normalises .*'MEAN_STD'}; only QUANTILES",
+        ),
+        (
+            preprocessor(norm_map={**LEROBOT_MODES, 'VISUAL': 'MEAN_STD'}),
+            ValueError,
+            r"preprocessor\.json normalises images with 'MEAN_STD'",
+        ),
+        (preprocessor(norm_map=None), ValueError, 'must say how STATE and ACTION .* got None'),
+    ],
+)
+def test_a_pipeline_of_lerobot_that_does_not_fit_is_refused(
+    tmp_path, model, pipeline, error, complaint
+):
+    """Config.json says how the policy was trained, the pipeline what is done at inference."""
+    folder = write(tmp_path, model, 'lerobot')
+    (folder / 'policy_preprocessor.json').write_text(json.dumps(pipeline))
+    with pytest.raises(error, match=complaint):
+        load_statistics(folder)
+
+
+def test_a_base_model_of_lerobot_takes_statistics_beside_it(tmp_path, model):
+    """Its pipeline was saved before there were any; those of openpi are then read."""
+    folder = write(tmp_path, model)
+    (folder / 'policy_preprocessor.json').write_text(json.dumps(preprocessor(None)))
+    assert len(load_statistics(folder).state) == 2
