@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -34,16 +35,28 @@ class Statistics:
     action: Range
 
     def for_joints(self, n: int, padded_to: int) -> Statistics:
-        """For a robot of ``n`` joints. Longer statistics are accepted only when they are padded
-        to the network's own width: otherwise they belong to another robot, a ValueError."""
+        """For a robot of ``n`` joints. Statistics padded to the network's own width
+        ``padded_to`` count as wide as what is not 0 in them. Raises ValueError for those of
+        another robot."""
+        used = max(_n_used(self.state), _n_used(self.action))
         for what, values in (('state', self.state), ('action', self.action)):
-            if len(values) not in (n, padded_to):
+            is_padded = len(values) == padded_to != n
+            width = used if is_padded else len(values)
+            if width != n:
+                zeros = f', and zeros up to {padded_to}' if is_padded else ''
                 raise ValueError(
-                    f'the {what} statistics of the checkpoint have {len(values)} values, the '
+                    f'the {what} statistics of the checkpoint have {width} values{zeros}, the '
                     f'robot configuration drives {n} joints; give one joint for each, or take a '
                     'checkpoint fine-tuned on this robot'
                 )
         return Statistics(self.state.first(n), self.action.first(n))
+
+
+def _n_used(values: Range) -> int:
+    """One past the last number that is not padding. openpi's histograms leave 1e-10 where the
+    data are 0 (15a9616, `shared/normalize.py`); no joint moves by a thousand times that."""
+    used = np.flatnonzero((np.abs(values.low) > 1e-7) | (np.abs(values.high) > 1e-7))
+    return int(used[-1]) + 1 if used.size else 0
 
 
 def load_statistics(folder: Path, key: str = '') -> Statistics:

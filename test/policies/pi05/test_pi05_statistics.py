@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from safe_pruner_ros.policies.action_statistics import Range
 from safe_pruner_ros.policies.pi05.model import Pi05
-from safe_pruner_ros.policies.pi05.statistics import load_statistics
+from safe_pruner_ros.policies.pi05.statistics import Statistics, load_statistics
 
 
 @pytest.fixture(scope='module')
@@ -27,6 +27,32 @@ def test_quantiles_map_to_minus_one_and_one():
     np.testing.assert_allclose(both.normalise([2.0, 5.0]), [-1, -1])
     np.testing.assert_allclose(both.normalise([8.0, 5.0], clip=False), [2, -1])
     np.testing.assert_allclose(both.unnormalise([0.5, 0.5]), [5, 5])
+
+
+def padded(n: int, zero: float = 0.0) -> Range:
+    """Of ``n`` joints, the fourth of which never moved, padded to 32."""
+    low, high = np.full(32, -zero), np.full(32, zero)
+    low[:n], high[:n] = -0.5, 0.7
+    low[3] = high[3] = 0
+    return Range(low, high, np.ones(32, bool))
+
+
+@pytest.mark.parametrize('zero', [0.0, 1e-10])
+def test_padding_does_not_hide_the_robot_of_the_statistics(zero):
+    """Joints 15 and 16 would be commanded to 0 rad for good."""
+    for statistics in (
+        Statistics(padded(14, zero), padded(14, zero)),
+        Statistics(padded(7, zero), padded(14, zero)),  # fewer numbers of state than of action
+        Statistics(padded(14, zero).first(14), padded(14, zero)),
+    ):
+        assert len(statistics.for_joints(14, 32).action) == 14
+        for n in (7, 16):
+            with pytest.raises(ValueError, match=rf'have 14 values, .* {n} joints; give one'):
+                statistics.for_joints(n, 32)
+    whole = Statistics(padded(14), padded(14))
+    assert len(whole.for_joints(32, 32).action) == 32
+    with pytest.raises(ValueError, match='have 14 values, and zeros up to 32, the robot'):
+        whole.for_joints(16, 32)
 
 
 def test_missing_statistics_list_the_available_ones(tmp_path, model):
