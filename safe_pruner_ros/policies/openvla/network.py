@@ -29,6 +29,7 @@ from safe_pruner_ros.policies.openvla.keys import Renamed, rename_openvla
 from safe_pruner_ros.policies.openvla.vision import VISION_SIZES, VisionEncoder, VisionSize
 from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, run_pruned
 
+LANGUAGE_MODEL = 'llama2-7b-pure'  # prismatic's name (openvla c8f03f4, configuration_prismatic.py)
 _LLAMA_FIELDS = (
     'vocab_size',
     'hidden_size',
@@ -133,6 +134,12 @@ def read_size(
     if backbone not in vision_sizes:
         raise ValueError(
             f'{folder} has vision_backbone_id {backbone!r}; supported: {sorted(vision_sizes)}'
+        )
+    language = config.get('llm_backbone_id', LANGUAGE_MODEL)
+    if language != LANGUAGE_MODEL:
+        raise ValueError(
+            f'{folder} has llm_backbone_id {language!r}; supported: {LANGUAGE_MODEL!r}, the one '
+            'of the official checkpoints. Others of the same shapes read other prompts'
         )
     text = dict(config.get('text_config') or {})
     if text.get('rope_scaling'):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -263,6 +264,16 @@ def test_a_foreign_config_is_refused(cogact_tiny: SimpleNamespace, run: Path) ->
         (run / 'config.json').write_text(json.dumps(config))
         with pytest.raises(ValueError, match=complaint):
             load(cogact_tiny, run)
+
+
+def test_a_vlm_with_another_language_model_is_refused(run: Path) -> None:
+    """Vicuna v1.5 has Llama-2's shapes and another prompt (prismatic, conf/models.py)."""
+    base = 'dinosiglip-224px-resize-naive+7b'
+    (run / 'config.json').write_text(json.dumps({'vla': {'base_vlm': base}}))
+    with pytest.raises(
+        ValueError, match=f"built on '{re.escape(base)}'; supported: .*'prism-dino"
+    ):
+        backend.build(run, read_deployment(VALUES), 'unpruned', {})
 
 
 @pytest.mark.parametrize(

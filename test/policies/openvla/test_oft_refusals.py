@@ -151,6 +151,7 @@ def test_a_foreign_config_is_refused(openvla_tiny: SimpleNamespace, folder: Path
     for change, complaint in [
         ({'model_type': 'llava'}, "model_type is 'llava'"),
         ({'vision_backbone_id': 'clip'}, r"'clip'; supported: \['tiny'\]"),
+        ({'llm_backbone_id': 'vicuna-v15-7b'}, r"'vicuna-v15-7b'; supported: 'llama2-7b-pure'"),
     ]:
         (folder / 'config.json').write_text(json.dumps({**config, **change}))
         with pytest.raises(ValueError, match=complaint):
