@@ -74,4 +74,6 @@ def preprocessor(state_file: str | None = STATE_FILE, **config: object) -> dict[
 def characters() -> Tokenizer:
     """One token per character, the special ones where PaliGemma has them."""
     names = ['<pad>', '<eos>', '<bos>', '\n', *map(chr, range(32, 127))]
-    return Tokenizer(BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    vocabulary = {name: index for index, name in enumerate(names)}
+    vocabulary |= {'<loc0000>': 256000, '<seg127>': 257151}
+    return Tokenizer(BPE(vocab=vocabulary, merges=[]))

@@ -74,7 +74,8 @@ class Pi05Files:
                 f'{self.folder / "config.json"} is from lerobot, whose prompts always hold the '
                 "state, got prompt 'text'; set prompt: state"
             )
-        return PromptEncoder(load_tokenizer(self.folder), form, self.deployment.max_prompt_tokens)
+        longest, n_words = self.deployment.max_prompt_tokens, self.config.vocabulary_size
+        return PromptEncoder(load_tokenizer(self.folder), form, longest, n_words)
 
     @cached_property
     def model(self) -> Pi05:
