@@ -125,12 +125,17 @@ def _horizon(path: Path, values: Mapping[str, Any]) -> int:
 
 
 def image_names(folder: Path) -> list[str]:
-    """Images of the training, as lerobot's config.json names them; openpi's names none. Cameras
-    that lerobot only adds to fill a slot (``empty_cameras``) were never seen."""
+    """Images of the training, as lerobot's config.json names them, any number; openpi's names
+    none. Cameras that lerobot only adds to fill a slot (``empty_cameras``) were never seen."""
     inputs = read_values(folder).get('input_features')
     prefix = 'observation.images.'
-    names = inputs if isinstance(inputs, dict) else {}
-    images = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    features = inputs if isinstance(inputs, dict) else {}
+    images = [
+        name.removeprefix(prefix)
+        for name, feature in features.items()
+        if name.startswith(prefix)
+        or (isinstance(feature, dict) and feature.get('type') == 'VISUAL')
+    ]
     return [name for name in images if not name.startswith('empty_camera_')]
 
 

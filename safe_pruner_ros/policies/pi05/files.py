@@ -28,7 +28,7 @@ from safe_pruner_ros.policies.pi05.statistics import Statistics, load_statistics
 
 POLICY = 'pi05'
 READS = ('prompt', 'prompt_state_dim', 'max_prompt_tokens')
-# Images in the order of the training (openpi `models/model.py`).
+# Images in the order of the training (openpi `models/model.py`), where config.json names none.
 SLOTS = ('base', 'left wrist', 'right wrist')
 
 
@@ -90,7 +90,7 @@ class Pi05Files:
         deployment = self.deployment
         deployment.check_read(POLICY, READS)
         trained = image_names(self.folder)
-        deployment.check_views(POLICY, 1, min(len(SLOTS), len(trained) or len(SLOTS)))
+        deployment.check_views(POLICY, 1, len(trained or SLOTS))
         horizon = deployment.horizon(self.chunk_size)
         values, path = read_values(self.folder), self.folder / 'config.json'
         check_relative_actions(path, values, deployment.actions)

@@ -278,6 +278,26 @@ def test_lerobot_says_how_many_images_it_was_trained_with(tmp_path, model):
         backend.build(folder, replace(ROBOT, views=tuple('abc')), 'unpruned', {}, base=TINY_PI05)
 
 
+def test_lerobot_may_have_more_than_three_cameras(tmp_path, model):
+    """It reads every image of input_features (lerobot 7427f31, modeling_pi05.py)."""
+    folder = write(tmp_path, model, 'lerobot')
+    config = json.loads((folder / 'config.json').read_text())
+    names = ['images.head', 'images.left', 'images.right', 'image']
+    features = {f'observation.{name}': {'type': 'VISUAL'} for name in names}
+    config['input_features'] = {**features, 'observation.state': {'type': 'STATE'}}
+    (folder / 'config.json').write_text(json.dumps(config))
+    views = tuple('abcd')
+    tested = backend.build(folder, replace(ROBOT, views=views), 'fastv', {}, base=TINY_PI05)
+    rgb = np.full((40, 30, 3), 90, np.uint8)
+    images = {view: CameraImage(rgb, view, 5) for view in views}
+    state = ArmState(np.array([0.3, 0.5]), ('a', 'grip'), 5)
+    output = tested.predict(Observation(images, state, 'open it', 5))
+    n_tokens = TINY_PI05.vision.grid**2
+    assert output.trace.n_visual == 4 * n_tokens and np.isfinite(output.chunk.positions).all()
+    with pytest.raises(ValueError, match='pi05 reads 1 to 4 images'):
+        backend.files(folder, replace(ROBOT, views=tuple('abcde'))).check_deployment()
+
+
 # -- robot ----------------------------------------------------------------------------------------
 
 
