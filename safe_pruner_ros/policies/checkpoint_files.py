@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-INDEX = 'model.safetensors.index.json'
+SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -40,20 +40,26 @@ def read_weights(folder: Path, *, headers_only: bool = False) -> dict[str, torch
     """All tensors of the sharded (or single) safetensors of ``folder``, memory-mapped; with
     ``headers_only`` empty ones of the same shapes on the meta device.
 
-    Raises FileNotFoundError for a shard that is not there; ValueError for an unreadable shard or
-    one that does not hold what the index promises.
+    Raises FileNotFoundError for a shard that is not there; ValueError for an unreadable shard, one
+    that does not hold what the index promises, or a single file beside the shards.
     """
     if not (folder / INDEX).is_file():
-        if not (folder / 'model.safetensors').is_file():
+        if not (folder / SINGLE).is_file():
             raise FileNotFoundError(
-                f'{folder} has neither {INDEX} nor model.safetensors; give the folder of an '
-                'official checkpoint'
+                f'{folder} has neither {INDEX} nor {SINGLE}; give the folder of an official '
+                'checkpoint'
             )
-        return _read_shard(folder / 'model.safetensors', headers_only)
+        return _read_shard(folder / SINGLE, headers_only)
     weight_map = read_json(folder, INDEX).get('weight_map')
     if not isinstance(weight_map, dict):
         raise ValueError(f'{folder / INDEX} has no "weight_map"; copy it anew')
-    shards = sorted(set(weight_map.values()))
+    shards = sorted({str(shard) for shard in weight_map.values()})
+    if (folder / SINGLE).is_file() and shards != [SINGLE]:
+        raise ValueError(
+            f'{folder} holds two sets of weights, {SINGLE} and {INDEX} with {_short(shards, 3)}; '
+            'remove the one that does not belong to the checkpoint (transformers, lerobot and '
+            f'openpi load {SINGLE})'
+        )
     outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
         raise ValueError(f'{folder / INDEX} names files outside its folder: {outside}')

@@ -69,6 +69,25 @@ def test_a_missing_or_truncated_shard_is_named(
         policy(openvla_tiny, folder=folder)
 
 
+def test_two_sets_of_weights_are_not_chosen_between(
+    openvla_tiny: SimpleNamespace, folder: Path
+) -> None:
+    """transformers would take the single file, which may be from another training."""
+    state = {}
+    for shard in sorted(folder.glob('model-*.safetensors')):
+        state |= load_file(shard)
+    save_file(state, folder / 'model.safetensors')
+    with pytest.raises(
+        ValueError, match=r"two sets of weights, model.safetensors and .* with \['model-00001"
+    ):
+        policy(openvla_tiny, folder=folder)
+    index = {'weight_map': dict.fromkeys(state, 'model.safetensors')}  # some savers write it so
+    (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+    policy(openvla_tiny, folder=folder)
+    (folder / 'model.safetensors.index.json').unlink()
+    policy(openvla_tiny, folder=folder)
+
+
 def test_an_index_cannot_lead_out_of_its_folder(
     openvla_tiny: SimpleNamespace, folder: Path
 ) -> None:
