@@ -88,12 +88,15 @@ def load_statistics(folder: Path, key: str = '') -> Statistics:
 
 def check_modes(path: Path, modes: Any) -> None:
     """Raise ValueError unless ``modes``, which lerobot wrote into ``path`` by kind of feature, is
-    what pi0.5 is implemented with."""
+    what pi0.5 is implemented with. lerobot leaves as it is what they do not name."""
     if not isinstance(modes, Mapping):
         raise ValueError(f'{path} must say how STATE and ACTION are normalised, got {modes!r:.80}')
-    other = {name: mode for name, mode in modes.items() if name in ('STATE', 'ACTION')}
-    if set(other.values()) - {'QUANTILES'}:
-        raise ValueError(f'{path} normalises {other}; only QUANTILES is implemented for pi0.5')
+    asked = {name: modes.get(name, 'IDENTITY') for name in ('STATE', 'ACTION')}
+    if any(mode != 'QUANTILES' for mode in asked.values()):
+        raise ValueError(
+            f'{path} normalises {asked} (IDENTITY where it names none); only QUANTILES is '
+            'implemented for pi0.5'
+        )
     if modes.get('VISUAL', 'IDENTITY') != 'IDENTITY':
         raise ValueError(
             f'{path} normalises images with {modes["VISUAL"]!r}; only IDENTITY is implemented for '

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.pi05_folder import SHARED, official, write
+from helpers.pi05_folder import LEROBOT_MODES, SHARED, official, write
 from helpers.tiny_pi05 import TINY_PI05
 from safetensors.torch import load_file, save_file
 
@@ -165,8 +165,13 @@ def test_config_errors_name_the_entry(tmp_path):
     for values, complaint in (
         ({'type': 'pi0'}, "'pi0' policy"),
         ({'paligemma_variant': 'gemma_9b'}, 'gemma_9b'),
-        ({'normalization_mapping': {'ACTION': 'MEAN_STD'}}, 'only QUANTILES'),
-        ({'normalization_mapping': {'VISUAL': 'MEAN_STD'}}, "images with 'MEAN_STD'; only IDENT"),
+        ({'normalization_mapping': {**LEROBOT_MODES, 'ACTION': 'MEAN_STD'}}, 'only QUANTILES'),
+        ({'normalization_mapping': {'STATE': 'QUANTILES'}}, "'ACTION': 'IDENTITY'} .*only QUANT"),
+        ({'normalization_mapping': {'ACTION': 'QUANTILES'}}, "{'STATE': 'IDENTITY', .*only QUANT"),
+        (
+            {'normalization_mapping': {**LEROBOT_MODES, 'VISUAL': 'MEAN_STD'}},
+            "images with 'MEAN_STD'; only IDENT",
+        ),
         ({'use_visual_memory': True, 'min_period': 4e-3}, r"with {'use_visual_memory': True}"),
         ({'image_resolution': [224, 448]}, 'two equal numbers'),
     ):
