@@ -36,6 +36,20 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
+def whole_number(
+    path: Path, values: Mapping[str, Any], key: str, low: int, default: int | None = None
+) -> int:
+    """``values[key]`` of the file ``path``, or ``default`` where the key is not there. Raises
+    ValueError unless it is an integer of at least ``low``: JSON has 2.5, NaN, "10" and true."""
+    number = values.get(key, default)
+    if isinstance(number, bool) or not isinstance(number, int) or number < low:
+        raise ValueError(
+            f'{path}: {key} must be a whole number of at least {low}, got {number!r:.80}; take '
+            'the file from the checkpoint anew, or set it to that of the training'
+        )
+    return number
+
+
 def read_weights(folder: Path, *, headers_only: bool = False) -> dict[str, torch.Tensor]:
     """All tensors of the sharded (or single) safetensors of ``folder``, memory-mapped; with
     ``headers_only`` empty ones of the same shapes on the meta device.

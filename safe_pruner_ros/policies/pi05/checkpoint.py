@@ -24,6 +24,7 @@ from safe_pruner_ros.policies.checkpoint_files import (
     load_strict,
     read_json,
     read_weights,
+    whole_number,
 )
 from safe_pruner_ros.policies.device import check_memory, needed_bytes
 from safe_pruner_ros.policies.pi05.config import VARIANTS, Pi05Config
@@ -88,15 +89,22 @@ def read_config(folder: Path, base: Pi05Config | None = None) -> Pi05Config:
     base = base or PUBLISHED
     size = values.get('image_resolution', [base.vision.image_size] * 2)
     if not isinstance(size, list) or len(size) != 2 or size[0] != size[1]:
-        raise ValueError(f'{path}: image_resolution must be two equal numbers, got {size}')
+        raise ValueError(f'{path}: image_resolution must be two equal numbers, got {size!r:.80}')
+    side = {'image_resolution': size[0]}
+    dimensions = 'action_dim' if 'action_dim' in values else 'max_action_dim'
     return replace(
         base,
-        vision=replace(base.vision, image_size=size[0]),
+        vision=replace(
+            base.vision,
+            image_size=whole_number(path, side, 'image_resolution', base.vision.patch_size),
+        ),
         prefix=_variant(path, values, 'paligemma_variant', base.prefix),
         expert=_variant(path, values, 'action_expert_variant', base.expert),
-        action_dim=values.get('action_dim', values.get('max_action_dim', base.action_dim)),
+        action_dim=whole_number(path, values, dimensions, 1, base.action_dim),
         action_horizon=_horizon(path, values),
-        n_denoising_steps=values.get('num_inference_steps', base.n_denoising_steps),
+        n_denoising_steps=whole_number(
+            path, values, 'num_inference_steps', 1, base.n_denoising_steps
+        ),
         framework='lerobot' if 'type' in values else 'openpi',
     )
 
@@ -113,15 +121,14 @@ def read_values(folder: Path) -> dict[str, Any]:
 
 
 def _horizon(path: Path, values: Mapping[str, Any]) -> int:
-    horizon = values.get('action_horizon', values.get('chunk_size'))
-    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-        got = {name: values[name] for name in ('action_horizon', 'chunk_size') if name in values}
+    entry = 'action_horizon' if 'action_horizon' in values else 'chunk_size'
+    if entry not in values:
         raise ValueError(
             f'{path} must say how many actions the checkpoint gives: action_horizon (openpi) or '
-            f'chunk_size (lerobot), at least 1, got {got or "neither"}; set action_horizon to '
-            'that of the training configuration (50 unless it says otherwise; pi05_libero: 10)'
+            'chunk_size (lerobot), got neither; set action_horizon to that of the training '
+            'configuration (50 unless it says otherwise; pi05_libero: 10)'
         )
-    return horizon
+    return whole_number(path, values, entry, 1)
 
 
 def image_names(folder: Path) -> list[str]:
@@ -143,8 +150,10 @@ def _variant(path: Path, values: Mapping[str, Any], entry: str, default: T) -> A
     name = values.get(entry)
     if name is None:
         return default
-    if name not in VARIANTS:
-        raise ValueError(f'{path}: {entry} {name!r} is unknown; choose from {sorted(VARIANTS)}')
+    if not isinstance(name, str) or name not in VARIANTS:
+        raise ValueError(
+            f'{path}: {entry} {name!r:.80} is unknown; choose from {sorted(VARIANTS)}'
+        )
     return VARIANTS[name]
 
 

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,12 +139,12 @@ def _lerobot_file(folder: Path) -> Path | None:
 
 
 def _read_openpi(path: Path) -> Statistics:
-    try:
-        groups = json.loads(path.read_text())['norm_stats']
-    except (ValueError, KeyError, TypeError) as error:
+    groups = read_json(path.parent, path.name).get('norm_stats')
+    if not isinstance(groups, dict):
         raise ValueError(
-            f'{path} is not an openpi statistics file (no "norm_stats"): {error!r}'
-        ) from error
+            f'{path} is not an openpi statistics file: "norm_stats" must be an object, got '
+            f'{groups!r:.80}; copy it from the assets of the training'
+        )
     return _statistics(path, groups, 'state', 'actions', OPENPI_EPSILON)
 
 

@@ -20,6 +20,7 @@ from helpers.openvla_oft import (
 from safetensors.torch import load_file, save_file
 
 from safe_pruner_ros.policies.action_layout import absolute
+from safe_pruner_ros.policies.openvla.network import read_size
 from safe_pruner_ros.policies.policy import InstructionError, PolicyOutputError
 from safe_pruner_ros.types import ArmState
 
@@ -175,6 +176,33 @@ def test_a_foreign_config_is_refused(openvla_tiny: SimpleNamespace, folder: Path
         (folder / 'config.json').write_text(json.dumps({**config, **change}))
         with pytest.raises(ValueError, match=complaint):
             policy(openvla_tiny, folder=folder)
+
+
+@pytest.mark.parametrize(
+    ('change', 'complaint'),
+    [
+        ({'vision_backbone_id': ['tiny']}, r"vision_backbone_id \['tiny'\]; supported"),
+        ({'vision_backbone_id': None}, 'vision_backbone_id None; supported'),
+        ({'llm_backbone_id': ['llama2-7b-pure']}, r"llm_backbone_id \['llama2"),
+        ({'text_config': [1]}, r'text_config must be an object, got \[1\]'),
+        ({'text_config': {'hidden_size': '32'}}, 'text_config does not .*expected int, got str'),
+        ({'text_config': {'num_attention_heads': 0}}, 'text_config does not describe a Llama'),
+        ({'n_action_bins': 0}, 'n_action_bins must be a whole number of at least 2, got 0'),
+        ({'n_action_bins': -3}, 'at least 2, got -3'),
+        ({'n_action_bins': '256'}, "at least 2, got '256'"),
+        ({'n_action_bins': None}, 'at least 2, got None'),
+        ({'n_action_bins': 32000}, 'n_action_bins do not fit below pad_to_multiple_of 64'),
+        ({'pad_to_multiple_of': 40000}, 'fit below pad_to_multiple_of 40000 in a .* of 32064'),
+        ({'pad_to_multiple_of': 64.0}, 'pad_to_multiple_of must be a whole number .* got 64.0'),
+    ],
+)
+def test_a_malformed_config_is_refused(
+    openvla_tiny: SimpleNamespace, change: dict[str, object], complaint: str
+) -> None:
+    config = json.loads((openvla_tiny.oft / 'config.json').read_text())
+    assert read_size(openvla_tiny.oft, config, openvla_tiny.vision_sizes).vocabulary == 32000
+    with pytest.raises(ValueError, match=complaint):
+        read_size(openvla_tiny.oft, {**config, **change}, openvla_tiny.vision_sizes)
 
 
 def test_a_robot_of_another_size_is_refused_with_both_sides_named(

@@ -187,6 +187,36 @@ def test_config_errors_name_the_entry(tmp_path):
     assert (config.framework, config.vision.image_size) == ('lerobot', 448)
 
 
+@pytest.mark.parametrize(
+    ('change', 'complaint'),
+    [
+        ({'num_inference_steps': 2.5}, 'num_inference_steps must be a whole number .* got 2.5'),
+        ({'num_inference_steps': float('nan')}, 'at least 1, got nan'),
+        ({'num_inference_steps': '10'}, "at least 1, got '10'"),
+        ({'num_inference_steps': 0}, 'at least 1, got 0'),
+        ({'max_action_dim': '32'}, "max_action_dim must be a whole number .* got '32'"),
+        ({'max_action_dim': None}, 'max_action_dim .* got None'),
+        ({'action_dim': True}, 'action_dim must be a whole number .* got True'),
+        ({'chunk_size': 3.0}, 'chunk_size must be a whole number .* got 3.0'),
+        ({'image_resolution': ['224', '224']}, "image_resolution must be a whole .* got '224'"),
+        ({'image_resolution': 224}, 'two equal numbers, got 224'),
+        ({'paligemma_variant': ['gemma_2b']}, r"paligemma_variant \['gemma_2b'\] is unknown"),
+        ({'action_expert_variant': {}}, 'action_expert_variant {} is unknown'),
+        ({'normalization_mapping': None}, 'must say how STATE and ACTION .* got None'),
+        ({'normalization_mapping': []}, r'must say how STATE and ACTION .* got \[\]'),
+        ({'normalization_mapping': {'STATE': [], 'ACTION': {}}}, 'only QUANTILES'),
+    ],
+)
+def test_a_malformed_config_is_refused(tmp_path, change, complaint):
+    good = {'type': 'pi05', 'chunk_size': 3, 'max_action_dim': 32, 'num_inference_steps': 10}
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps(good))
+    assert read_config(tmp_path).action_dim == 32
+    path.write_text(json.dumps({**good, **change}))
+    with pytest.raises(ValueError, match=complaint):
+        read_config(tmp_path)
+
+
 @pytest.mark.parametrize('layout', ['openpi', 'lerobot'])
 def test_a_horizon_is_never_guessed(tmp_path, model, layout):
     """No weight has its size: 50 for a fine-tune on 10 would load, and act wrongly."""
@@ -201,7 +231,9 @@ def test_a_horizon_is_never_guessed(tmp_path, model, layout):
         backend.build(tmp_path, ROBOT, 'unpruned', {}, base=TINY_PI05)
     for wrong in (0, '10', 2.0, None, True):
         path.write_text(json.dumps({**values, 'action_horizon': wrong}))
-        with pytest.raises(ValueError, match=r"config\.json must say.*got {'action_horizon'"):
+        with pytest.raises(
+            ValueError, match=r'config\.json: action_horizon must be a whole number'
+        ):
             read_config(tmp_path, TINY_PI05)
     path.write_text(json.dumps({**values, 'action_horizon': own}))
     assert read_config(tmp_path).action_horizon == 3

@@ -77,6 +77,24 @@ def test_missing_statistics_list_the_available_ones(tmp_path, model):
         load_statistics(folder / 'assets')
 
 
+@pytest.mark.parametrize(
+    ('content', 'complaint'),
+    [
+        ({'norm_stats': []}, r'"norm_stats" must be an object, got \[\]'),
+        ({'norm_stats': None}, '"norm_stats" must be an object, got None'),
+        ({}, '"norm_stats" must be an object, got None'),
+        ([], 'must hold a JSON object, got list'),
+        ({'norm_stats': {'state': [], 'actions': {}}}, "no 'state', only"),
+    ],
+)
+def test_malformed_statistics_are_refused(tmp_path, model, content, complaint):
+    folder = write(tmp_path, model)
+    path = folder / 'assets' / 'lab' / 'robot' / 'norm_stats.json'
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=complaint):
+        load_statistics(folder)
+
+
 NEWER = STATE_FILE.replace('step_2', 'step_10')  # sorts before step_2
 
 
