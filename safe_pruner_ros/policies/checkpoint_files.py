@@ -183,14 +183,14 @@ def load_strict(
     float32: tuple[str, ...] = (),
 ) -> None:
     """Fill ``model`` (which may be on the meta device); each weight is copied at most once.
-    Weights whose names start with one of ``float32`` are float32, the others ``dtype``.
+    Weights whose names contain one of ``float32`` are float32, the others ``dtype``.
 
     Raises ValueError as `check_fit`, and for weights that are not finite; the model is then as
     before.
     """
     check_fit(model, state, source, unexpected)
     placed = {
-        name: value.to(device, torch.float32 if name.startswith(float32) else dtype)
+        name: value.to(device, torch.float32 if any(part in name for part in float32) else dtype)
         for name, value in state.items()
     }
     bad = [name for name, value in placed.items() if not _is_finite(value)]

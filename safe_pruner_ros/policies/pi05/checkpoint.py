@@ -48,9 +48,14 @@ _TIED_EMBEDDING = f'{_PALIGEMMA}lm_head.weight'
 # The expert inherits a vocabulary from its text model and never reads it.
 _UNUSED = (f'{_EXPERT}lm_head.weight', f'{_EXPERT}model.embed_tokens.weight')
 
-# In and out of the action expert, float32 whatever the others are, as both frameworks have them:
-# few weights, and rounding them made a third of the error of bfloat16 actions.
-_FLOAT32 = ('action_in_proj.', 'action_out_proj.', 'time_mlp_in.', 'time_mlp_out.')
+# float32 whatever the others are, as both frameworks have them. Into and out of the action expert:
+# few weights, and rounding them made a third of the error of bfloat16 actions. All norms of both
+# stacks, with the linear maps that set the expert's (openpi 15a9616, `gemma_pytorch.py`; lerobot
+# 7427f31, `modeling_pi05.py`): a norm computes in float32 and answers in the type of its input.
+_FLOAT32 = (
+    *('action_in_proj.', 'action_out_proj.', 'time_mlp_in.', 'time_mlp_out.'),
+    *('input_layernorm.', 'post_attention_layernorm.', 'language_model.norm.', 'expert.norm.'),
+)
 # For a folder of openpi's train_pytorch.py, which says nothing about its sizes.
 _TRAIN_PYTORCH = '{"action_dim": 32, "action_horizon": 50}'
 # Options of lerobot under which the same weights mean another computation.
@@ -169,6 +174,17 @@ def check_files(folder: Path, base: Pi05Config | None = None) -> Pi05:
     return model
 
 
+def needed_memory(model: Pi05, device: torch.device, dtype: torch.dtype) -> int:
+    """Bytes of weights in ``dtype``, but for those that stay float32, and of a step."""
+    n_float32 = sum(
+        weight.numel()
+        for name, weight in model.named_parameters()
+        if any(part in name for part in _FLOAT32)
+    )
+    extra = n_float32 * (torch.float32.itemsize - dtype.itemsize)
+    return needed_bytes([model], device, dtype) + extra
+
+
 def load_model(
     folder: Path,
     base: Pi05Config | None = None,
@@ -182,7 +198,7 @@ def load_model(
     unexpected, of another shape or not finite, or what memory is missing.
     """
     model, target = check_files(folder, base), torch.device(device)
-    check_memory(needed_bytes([model], target, dtype), target, dtype, str(folder))
+    check_memory(needed_memory(model, target, dtype), target, dtype, str(folder))
     state = _renamed(_read(folder))
     source = folder / 'model.safetensors'
     load_strict(model, state, source, device=target, dtype=dtype, float32=_FLOAT32)

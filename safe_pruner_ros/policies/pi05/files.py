@@ -8,15 +8,11 @@ from pathlib import Path
 
 from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck, FloatArray
 from safe_pruner_ros.policies.deployment import Deployment
-from safe_pruner_ros.policies.device import (
-    check_memory,
-    choose_device,
-    choose_dtype,
-    needed_bytes,
-)
+from safe_pruner_ros.policies.device import check_memory, choose_device, choose_dtype
 from safe_pruner_ros.policies.pi05.checkpoint import (
     check_files,
     image_names,
+    needed_memory,
     read_config,
     read_values,
 )
@@ -83,7 +79,7 @@ class Pi05Files:
         return check_files(self.folder, self.base)
 
     def check_memory(self) -> str:
-        needed = needed_bytes([self.model], self.device, self.dtype)
+        needed = needed_memory(self.model, self.device, self.dtype)
         return check_memory(needed, self.device, self.dtype, str(self.folder))
 
     def check_deployment(self) -> str:

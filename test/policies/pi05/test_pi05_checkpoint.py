@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from safe_pruner_ros.policies.action_layout import ActionDimension, ActionLayout, absolute
 from safe_pruner_ros.policies.catalog import build_policy
 from safe_pruner_ros.policies.deployment import Deployment
-from safe_pruner_ros.policies.pi05.checkpoint import load_model, read_config
+from safe_pruner_ros.policies.pi05.checkpoint import load_model, needed_memory, read_config
 from safe_pruner_ros.policies.pi05.config import Pi05Config
 from safe_pruner_ros.policies.pi05.model import Pi05
 from safe_pruner_ros.policies.pi05.policy import backend
@@ -77,6 +77,23 @@ def test_bfloat16_acts_alike_and_keeps_its_frequencies_exact(tmp_path, model):
         chunks.append(tested.predict(seen).chunk.positions)
         tested.predict(seen)
     np.testing.assert_allclose(*chunks, atol=0.1)
+
+
+def test_norms_stay_float32_as_upstream_has_them(tmp_path, model):
+    """With the maps that set the expert's: what the times do to it is then exact."""
+    loaded = load_model(write(tmp_path, model), TINY_PI05, dtype=torch.bfloat16)
+    exact = {name for name, w in loaded.named_parameters() if w.dtype == torch.float32}
+    layers = ('language_model.layers.0.', 'expert.layers.3.')
+    for name in ('input_layernorm', 'post_attention_layernorm'):
+        assert any(w.startswith(layers[0] + name) for w in exact)
+        assert any(w.startswith(layers[1] + name) and 'dense' in w for w in exact)
+    assert {'language_model.norm.weight', 'expert.norm.dense.weight'} <= exact
+    assert not [name for name in exact if 'self_attn' in name or 'mlp.' in name]
+    assert not [name for name in exact if name.startswith(('vision_tower', 'projector'))]
+    with torch.inference_mode():
+        assert torch.equal(loaded.modulations(), model.modulations())
+    n_bytes = sum(w.numel() * w.element_size() for w in loaded.parameters())
+    assert needed_memory(loaded, torch.device('cpu'), torch.bfloat16) == n_bytes
 
 
 def test_full_size_has_the_parameters_of_pi05():
