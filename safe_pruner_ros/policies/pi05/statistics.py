@@ -63,8 +63,8 @@ def load_statistics(folder: Path, key: str = '') -> Statistics:
 
     Raises FileNotFoundError or ValueError that lists the available ones.
     """
-    lerobot = _lerobot_file(folder)
-    if lerobot and not key:
+    lerobot = None if key else _lerobot_file(folder)
+    if lerobot:
         return _read_lerobot(lerobot)
     assets = folder / 'assets'
     found = {
@@ -72,9 +72,9 @@ def load_statistics(folder: Path, key: str = '') -> Statistics:
         for path in sorted(assets.rglob('norm_stats.json'))
     }
     if not found:
-        if lerobot:
+        if any(folder.glob(LEROBOT_PATTERN)):
             raise ValueError(
-                f'{lerobot} has the statistics of one data set without a name; leave '
+                f'{folder} has statistics of lerobot, of one data set without a name; leave '
                 f'statistics_key empty, got {key!r}'
             )
         raise FileNotFoundError(

@@ -112,6 +112,8 @@ def test_lerobot_says_which_statistics_count(tmp_path, model):
         load_statistics(folder)
     (folder / NEWER).unlink()
     assert load_statistics(folder).action.high.tolist() == [1, 3]
+    with pytest.raises(ValueError, match="one data set without a name.* empty, got 'robot'"):
+        load_statistics(folder, 'robot')
 
 
 @pytest.mark.parametrize(
