@@ -85,8 +85,20 @@ def read_range(
     missing = [key for key in (low_key, high_key) if key not in values]
     if missing:
         raise ValueError(f'the {group} statistics miss {missing}, they have {sorted(values)}')
-    low, high = (np.asarray(values[key], np.float64) for key in (low_key, high_key))
-    mask = np.array(values.get('mask', np.ones(low.shape)), bool)
+    try:
+        low, high = (np.asarray(values[key], np.float64) for key in (low_key, high_key))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f'the {group} statistics must be lists of numbers, got {low_key} '
+            f'{values[low_key]!r:.80} and {high_key} {values[high_key]!r:.80}'
+        ) from error
+    flags = values.get('mask', [True] * low.size)
+    if not isinstance(flags, list) or not all(isinstance(flag, bool) for flag in flags):
+        raise ValueError(
+            f'the mask of the {group} statistics must be a list of true and false, got '
+            f'{flags!r:.80}; numpy would take "false" and NaN for true'
+        )
+    mask = np.array(flags, bool)
     if not low.shape == high.shape == mask.shape or low.ndim != 1:
         raise ValueError(
             f'the {group} statistics disagree in size: {low_key} {list(low.shape)}, '

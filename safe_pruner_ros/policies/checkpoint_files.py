@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-INDEX = 'model.safetensors.index.json'
+SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -36,24 +36,44 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
+def whole_number(
+    path: Path, values: Mapping[str, Any], key: str, low: int, default: int | None = None
+) -> int:
+    """``values[key]`` of the file ``path``, or ``default`` where the key is not there. Raises
+    ValueError unless it is an integer of at least ``low``: JSON has 2.5, NaN, "10" and true."""
+    number = values.get(key, default)
+    if isinstance(number, bool) or not isinstance(number, int) or number < low:
+        raise ValueError(
+            f'{path}: {key} must be a whole number of at least {low}, got {number!r:.80}; take '
+            'the file from the checkpoint anew, or set it to that of the training'
+        )
+    return number
+
+
 def read_weights(folder: Path, *, headers_only: bool = False) -> dict[str, torch.Tensor]:
     """All tensors of the sharded (or single) safetensors of ``folder``, memory-mapped; with
     ``headers_only`` empty ones of the same shapes on the meta device.
 
-    Raises FileNotFoundError for a shard that is not there; ValueError for an unreadable shard or
-    one that does not hold what the index promises.
+    Raises FileNotFoundError for a shard that is not there; ValueError for an unreadable shard, one
+    that does not hold what the index promises, or a single file beside the shards.
     """
     if not (folder / INDEX).is_file():
-        if not (folder / 'model.safetensors').is_file():
+        if not (folder / SINGLE).is_file():
             raise FileNotFoundError(
-                f'{folder} has neither {INDEX} nor model.safetensors; give the folder of an '
-                'official checkpoint'
+                f'{folder} has neither {INDEX} nor {SINGLE}; give the folder of an official '
+                'checkpoint'
             )
-        return _read_shard(folder / 'model.safetensors', headers_only)
+        return _read_shard(folder / SINGLE, headers_only)
     weight_map = read_json(folder, INDEX).get('weight_map')
     if not isinstance(weight_map, dict):
         raise ValueError(f'{folder / INDEX} has no "weight_map"; copy it anew')
-    shards = sorted(set(weight_map.values()))
+    shards = sorted({str(shard) for shard in weight_map.values()})
+    if (folder / SINGLE).is_file() and shards != [SINGLE]:
+        raise ValueError(
+            f'{folder} holds two sets of weights, {SINGLE} and {INDEX} with {_short(shards, 3)}; '
+            'remove the one that does not belong to the checkpoint (transformers, lerobot and '
+            f'openpi load {SINGLE})'
+        )
     outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
         raise ValueError(f'{folder / INDEX} names files outside its folder: {outside}')
@@ -163,14 +183,14 @@ def load_strict(
     float32: tuple[str, ...] = (),
 ) -> None:
     """Fill ``model`` (which may be on the meta device); each weight is copied at most once.
-    Weights whose names start with one of ``float32`` are float32, the others ``dtype``.
+    Weights whose names contain one of ``float32`` are float32, the others ``dtype``.
 
     Raises ValueError as `check_fit`, and for weights that are not finite; the model is then as
     before.
     """
     check_fit(model, state, source, unexpected)
     placed = {
-        name: value.to(device, torch.float32 if name.startswith(float32) else dtype)
+        name: value.to(device, torch.float32 if any(part in name for part in float32) else dtype)
         for name, value in state.items()
     }
     bad = [name for name, value in placed.items() if not _is_finite(value)]

@@ -26,7 +26,8 @@ class Deployment:
     Parameters
     ----------
     views : the robot's cameras in the order of the checkpoint's training (main view first; for
-        pi0.5 base, left wrist, right wrist, leaving out what the robot lacks).
+        pi0.5 base, left wrist, right wrist, or as lerobot's config.json names them, leaving out
+        what the robot lacks).
     actions : one joint for each number of the action.
     statistics_key : the data set whose statistics give actions their unit; '' takes the only one.
     period_s : seconds between two actions of a chunk.

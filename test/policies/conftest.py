@@ -166,6 +166,7 @@ def write_checkpoint(folder: Path, *, is_oft: bool) -> None:
     config = {
         'model_type': 'openvla',
         'vision_backbone_id': 'tiny',
+        'llm_backbone_id': 'llama2-7b-pure',
         'text_config': TEXT,
         'pad_to_multiple_of': 64,
         'n_action_bins': 256,

@@ -41,11 +41,12 @@ _LLAMA_2_7B = LlamaConfig(
 )
 _DINO_SIGLIP_7B = NetworkSize(VISION_SIZES['dinosiglip-vit-so-224px'], _LLAMA_2_7B)
 
-# config.json's vla.base_vlm -> sizes (prismatic/conf/models.py; they differ in training only).
+# config.json's vla.base_vlm -> sizes. All that prismatic/conf/models.py (openvla c8f03f4) has on
+# these towers and Llama-2; they differ in training only. "dinosiglip-224px-resize-naive+7b" has
+# the same shapes, but its language model is Vicuna v1.5, with another prompt.
 BASE_VLMS: Mapping[str, NetworkSize] = {
     'prism-dinosiglip-224px+7b': _DINO_SIGLIP_7B,
     'prism-dinosiglip-224px-controlled+7b': _DINO_SIGLIP_7B,
-    'dinosiglip-224px-resize-naive+7b': _DINO_SIGLIP_7B,
 }
 
 PARTS = ('vision_backbone', 'projector', 'llm_backbone', 'action_model')

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from safe_pruner_ros.policies.action_statistics import Range
+from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck
 from safe_pruner_ros.policies.cogact.checkpoint import (
     BASE_VLMS,
     CogACTWeights,
@@ -101,6 +102,40 @@ class CogACTFiles(OpenVLAFiles):
                 'that the arms lag behind what the policy sees; set diffusion.ensemble_horizon to '
                 '1, or execution_horizon to 1 for a query at every action, as upstream averages'
             )
+
+    def _check_crop(self) -> None:
+        """config.json is the training's configuration as it was dumped, and ``image_aug`` a field
+        of it; scripts/deploy.py crops such a picture (CogACT b174a1b, scripts/train.py:75 and
+        134, scripts/deploy.py:197)."""
+        super()._check_crop()
+        said = self._said_of_crops()
+        if said and self.deployment.image_chain.crop_area == 1:
+            raise ValueError(
+                f'{self.folder / "config.json"} has {said}: trained with random '
+                'crops, and image_chain.crop_area is 1: its pictures would be wider than any in '
+                'training; set image_chain.crop_area to 0.9'
+            )
+
+    def _said_of_crops(self) -> str:
+        """The entry by which config.json says that the training cropped, '' if none does."""
+        run_id = self.config.get('run_id')
+        if self.config.get('image_aug') is True:
+            return 'image_aug true'
+        return f'run_id {run_id!r}' if 'image_aug' in str(run_id) else ''
+
+    def checks(self) -> tuple[CheckpointCheck, ...]:
+        crop = CheckpointCheck('crop', self._describe_crop, is_note=True)
+        return (*super().checks(), crop)
+
+    def _describe_crop(self) -> str:
+        area = self.deployment.image_chain.crop_area
+        if area == 1 or self._said_of_crops() or self.config.get('image_aug') is not False:
+            return ''
+        return (
+            f'{self.folder / "config.json"} has image_aug false, the training saw whole pictures, '
+            f'and image_chain.crop_area is {area:g}: the policy sees the middle of them. Set it '
+            'to 1 unless the data had been cropped before'
+        )
 
     @cached_property
     def processor(self) -> ImageProcessor:

@@ -30,6 +30,9 @@ from safe_pruner_ros.policies.openvla.network import (
 from safe_pruner_ros.policies.openvla.prompt import PromptEncoder, read_prompt_encoder
 from safe_pruner_ros.policies.openvla.vision import VISION_SIZES, VisionSize
 
+# What OpenVLA-OFT saves beside the network (213c5ff, vla-scripts/finetune.py:632-645).
+OFT_PARTS = ('action_head', 'proprio_projector', 'noisy_action_projector', 'vision_backbone')
+
 
 class OpenVLAFiles:
     """OpenVLA's files; OpenVLA-OFT's add to them (`oft_files.py`)."""
@@ -114,6 +117,7 @@ class OpenVLAFiles:
         return check_memory(needed, self.device, self.dtype, str(self.folder))
 
     def check_deployment(self) -> str:
+        self._check_parts()
         deployment = self.deployment
         deployment.check_read(self.policy, self.reads)
         deployment.check_views(self.policy, *self.view_limits)
@@ -123,6 +127,16 @@ class OpenVLAFiles:
             f'views {list(deployment.views)}, {horizon} of {self.chunk_size} actions every '
             f'{horizon * deployment.period_s:g} s'
         )
+
+    def _check_parts(self) -> None:
+        """OpenVLA-OFT's network has the names and shapes of OpenVLA's, and was trained to other
+        outputs; only the files beside it tell."""
+        parts = [name for name in OFT_PARTS if any(self.folder.glob(f'{name}--*_checkpoint.pt'))]
+        if parts:
+            raise ValueError(
+                f'{self.folder} holds files of {parts}: this is an OpenVLA-OFT checkpoint, which '
+                f"policy {self.policy!r} would run as what it is not; set policy 'openvla_oft'"
+            )
 
     def _check_crop(self) -> None:
         """Upstream's training writes ``image_aug`` into the name of a folder trained with random

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
+from safe_pruner_ros.policies.checkpoint_files import whole_number
+
 UInt8Image = npt.NDArray[np.uint8]
 Triple = tuple[float, float, float]
 
@@ -98,27 +100,51 @@ def read_image_processor(
     missing = [key for key in ('means', 'stds', 'input_sizes') if key not in config]
     if missing:
         raise ValueError(f'{source} misses {missing}; it has {sorted(config)}')
-    strategy = config.get('image_resize_strategy', 'resize-naive')
+    # Without it upstream letterboxes (openvla c8f03f4, processing_prismatic.py:39).
+    strategy = config.get('image_resize_strategy', 'letterbox')
     if strategy != 'resize-naive':
         raise ValueError(
-            f"{source} asks for image_resize_strategy {strategy!r}; only 'resize-naive', that of "
+            f'{source} asks for image_resize_strategy {strategy!r:.80} (letterbox where it names '
+            "none); only 'resize-naive', that of the official checkpoints, is supported"
+        )
+    interpolations = config.get('interpolations', ['bicubic'])
+    if not isinstance(interpolations, list) or any(kind != 'bicubic' for kind in interpolations):
+        raise ValueError(
+            f"{source} asks for interpolations {interpolations!r:.80}; only 'bicubic', that of "
             'the official checkpoints, is supported'
         )
-    sizes = {tuple(size) for size in config['input_sizes']}
-    if len(sizes) != 1 or len({*next(iter(sizes))[1:]}) != 1:
-        raise ValueError(f'{source}: both towers must read one square size, got {sorted(sizes)}')
+    side = _square_side(config['input_sizes'], source)
     mean, std = (_two_triples(config[key], key, source) for key in ('means', 'stds'))
-    return ImageProcessor(next(iter(sizes))[1], mean, std, chain)
+    return ImageProcessor(side, mean, std, chain)
+
+
+def _square_side(sizes: Any, source: Path) -> int:
+    """Of [channels, height, width] by tower."""
+    first = sizes[0] if isinstance(sizes, list) and sizes else None
+    if (
+        not isinstance(first, list | tuple)
+        or len(first) != 3
+        or first[1] != first[2]
+        or any(size != first for size in sizes)
+    ):
+        raise ValueError(
+            f'{source}: both towers must read one square size, [3, side, side] in input_sizes, '
+            f'got {sizes!r:.80}'
+        )
+    return whole_number(source, {'input_sizes': first[1]}, 'input_sizes', 1)
 
 
 def _two_triples(values: Any, key: str, source: Path) -> tuple[Triple, Triple]:
-    array = np.array(values, np.float64)
+    try:
+        array = np.array(values, np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
     if (
         array.shape != (2, 3)
         or not np.isfinite(array).all()
         or (key == 'stds' and array.min() <= 0)
     ):
-        raise ValueError(f'{source}: {key} must be RGB of two towers, got {values}')
+        raise ValueError(f'{source}: {key} must be RGB of two towers, got {values!r:.200}')
     first, second = (tuple(row) for row in array.tolist())
     return first, second
 

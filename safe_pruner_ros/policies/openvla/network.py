@@ -23,12 +23,14 @@ from safe_pruner_ros.policies.checkpoint_files import (
     load_strict,
     read_json,
     read_weights,
+    whole_number,
 )
 from safe_pruner_ros.policies.device import check_memory, needed_bytes
 from safe_pruner_ros.policies.openvla.keys import Renamed, rename_openvla
 from safe_pruner_ros.policies.openvla.vision import VISION_SIZES, VisionEncoder, VisionSize
 from safe_pruner_ros.policies.pruned_decoder import DecoderOutput, run_pruned
 
+LANGUAGE_MODEL = 'llama2-7b-pure'  # prismatic's name (openvla c8f03f4, configuration_prismatic.py)
 _LLAMA_FIELDS = (
     'vocab_size',
     'hidden_size',
@@ -130,23 +132,41 @@ def read_size(
             "expected 'openvla'"
         )
     backbone = config.get('vision_backbone_id')
-    if backbone not in vision_sizes:
+    if not isinstance(backbone, str) or backbone not in vision_sizes:
         raise ValueError(
-            f'{folder} has vision_backbone_id {backbone!r}; supported: {sorted(vision_sizes)}'
+            f'{folder} has vision_backbone_id {backbone!r:.80}; supported: {sorted(vision_sizes)}'
         )
-    text = dict(config.get('text_config') or {})
+    language = config.get('llm_backbone_id', LANGUAGE_MODEL)
+    if language != LANGUAGE_MODEL:
+        raise ValueError(
+            f'{folder} has llm_backbone_id {language!r}; supported: {LANGUAGE_MODEL!r}, the one '
+            'of the official checkpoints. Others of the same shapes read other prompts'
+        )
+    text = config.get('text_config') or {}
+    if not isinstance(text, Mapping):
+        raise ValueError(f'{folder}: text_config must be an object, got {text!r:.80}')
     if text.get('rope_scaling'):
         raise ValueError(f'{folder}: rope_scaling {text["rope_scaling"]} is not supported')
     fields = {name: text[name] for name in _LLAMA_FIELDS if text.get(name) is not None}
     fields.setdefault('rms_norm_eps', 1e-6)
-    decoder = LlamaConfig(**fields, attn_implementation='sdpa', use_cache=False)
-    padding = int(config.get('pad_to_multiple_of', 64))
-    return NetworkSize(
-        vision_sizes[backbone],
-        decoder,
-        int(config.get('n_action_bins', 256)),
-        decoder.vocab_size - padding,
-    )
+    path = folder / 'config.json'
+    try:
+        decoder = LlamaConfig(**fields, attn_implementation='sdpa', use_cache=False)
+    except Exception as error:  # of several kinds, none of them a ValueError
+        raise ValueError(
+            f'{path}: text_config does not describe a Llama network: '
+            f'{" ".join(str(error).split())}; take the file from the checkpoint anew'
+        ) from error
+    padding = whole_number(path, config, 'pad_to_multiple_of', 0, 64)
+    n_bins = whole_number(path, config, 'n_action_bins', 2, 256)
+    vocabulary = decoder.vocab_size - padding
+    if vocabulary <= n_bins:
+        raise ValueError(
+            f'{path}: the {n_bins} tokens of n_action_bins do not fit below pad_to_multiple_of '
+            f'{padding} in a vocabulary of {decoder.vocab_size}; take the file from the '
+            'checkpoint anew'
+        )
+    return NetworkSize(vision_sizes[backbone], decoder, n_bins, vocabulary)
 
 
 def check_files(folder: Path, size: NetworkSize, *, with_lm_head: bool) -> OpenVLANetwork:

@@ -86,6 +86,9 @@ class OFTFiles(OpenVLAFiles):
     epsilon = 1e-8  # openvla-oft 213c5ff, modeling_prismatic.py:772-791
     with_lm_head = False
 
+    def _check_parts(self) -> None:
+        """They belong here; `OFTParts` says which are missing or not supported."""
+
     @property
     def chunk_size(self) -> int:
         if self.deployment.chunk_size is None:

@@ -24,10 +24,12 @@ from safe_pruner_ros.policies.checkpoint_files import (
     load_strict,
     read_json,
     read_weights,
+    whole_number,
 )
 from safe_pruner_ros.policies.device import check_memory, needed_bytes
 from safe_pruner_ros.policies.pi05.config import VARIANTS, Pi05Config
 from safe_pruner_ros.policies.pi05.model import Pi05
+from safe_pruner_ros.policies.pi05.statistics import check_modes
 
 T = TypeVar('T')
 
@@ -46,9 +48,14 @@ _TIED_EMBEDDING = f'{_PALIGEMMA}lm_head.weight'
 # The expert inherits a vocabulary from its text model and never reads it.
 _UNUSED = (f'{_EXPERT}lm_head.weight', f'{_EXPERT}model.embed_tokens.weight')
 
-# In and out of the action expert, float32 whatever the others are, as both frameworks have them:
-# few weights, and rounding them made a third of the error of bfloat16 actions.
-_FLOAT32 = ('action_in_proj.', 'action_out_proj.', 'time_mlp_in.', 'time_mlp_out.')
+# float32 whatever the others are, as both frameworks have them. Into and out of the action expert:
+# few weights, and rounding them made a third of the error of bfloat16 actions. All norms of both
+# stacks, with the linear maps that set the expert's (openpi 15a9616, `gemma_pytorch.py`; lerobot
+# 7427f31, `modeling_pi05.py`): a norm computes in float32 and answers in the type of its input.
+_FLOAT32 = (
+    *('action_in_proj.', 'action_out_proj.', 'time_mlp_in.', 'time_mlp_out.'),
+    *('input_layernorm.', 'post_attention_layernorm.', 'language_model.norm.', 'expert.norm.'),
+)
 # For a folder of openpi's train_pytorch.py, which says nothing about its sizes.
 _TRAIN_PYTORCH = '{"action_dim": 32, "action_horizon": 50}'
 # Options of lerobot under which the same weights mean another computation.
@@ -74,15 +81,8 @@ def read_config(folder: Path, base: Pi05Config | None = None) -> Pi05Config:
             f'{path} describes a {kind!r} policy, expected "pi05"; give the folder that openpi\'s '
             'convert_jax_model_to_pytorch.py or lerobot wrote'
         )
-    modes = values.get('normalization_mapping', {})
-    other = {name: mode for name, mode in modes.items() if name in ('STATE', 'ACTION')}
-    if set(other.values()) - {'QUANTILES'}:
-        raise ValueError(f'{path} normalises {other}; only QUANTILES is implemented for pi0.5')
-    if modes.get('VISUAL', 'IDENTITY') != 'IDENTITY':
-        raise ValueError(
-            f'{path} normalises images with {modes["VISUAL"]!r}; only IDENTITY is implemented for '
-            'pi0.5, take a checkpoint that was trained so'
-        )
+    if 'normalization_mapping' in values:
+        check_modes(path, values['normalization_mapping'])
     changed = {
         k: values[k] for k, usual in _LEROBOT_USUAL.items() if values.get(k, usual) != usual
     }
@@ -94,15 +94,22 @@ def read_config(folder: Path, base: Pi05Config | None = None) -> Pi05Config:
     base = base or PUBLISHED
     size = values.get('image_resolution', [base.vision.image_size] * 2)
     if not isinstance(size, list) or len(size) != 2 or size[0] != size[1]:
-        raise ValueError(f'{path}: image_resolution must be two equal numbers, got {size}')
+        raise ValueError(f'{path}: image_resolution must be two equal numbers, got {size!r:.80}')
+    side = {'image_resolution': size[0]}
+    dimensions = 'action_dim' if 'action_dim' in values else 'max_action_dim'
     return replace(
         base,
-        vision=replace(base.vision, image_size=size[0]),
+        vision=replace(
+            base.vision,
+            image_size=whole_number(path, side, 'image_resolution', base.vision.patch_size),
+        ),
         prefix=_variant(path, values, 'paligemma_variant', base.prefix),
         expert=_variant(path, values, 'action_expert_variant', base.expert),
-        action_dim=values.get('action_dim', values.get('max_action_dim', base.action_dim)),
+        action_dim=whole_number(path, values, dimensions, 1, base.action_dim),
         action_horizon=_horizon(path, values),
-        n_denoising_steps=values.get('num_inference_steps', base.n_denoising_steps),
+        n_denoising_steps=whole_number(
+            path, values, 'num_inference_steps', 1, base.n_denoising_steps
+        ),
         framework='lerobot' if 'type' in values else 'openpi',
     )
 
@@ -119,24 +126,28 @@ def read_values(folder: Path) -> dict[str, Any]:
 
 
 def _horizon(path: Path, values: Mapping[str, Any]) -> int:
-    horizon = values.get('action_horizon', values.get('chunk_size'))
-    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-        got = {name: values[name] for name in ('action_horizon', 'chunk_size') if name in values}
+    entry = 'action_horizon' if 'action_horizon' in values else 'chunk_size'
+    if entry not in values:
         raise ValueError(
             f'{path} must say how many actions the checkpoint gives: action_horizon (openpi) or '
-            f'chunk_size (lerobot), at least 1, got {got or "neither"}; set action_horizon to '
-            'that of the training configuration (50 unless it says otherwise; pi05_libero: 10)'
+            'chunk_size (lerobot), got neither; set action_horizon to that of the training '
+            'configuration (50 unless it says otherwise; pi05_libero: 10)'
         )
-    return horizon
+    return whole_number(path, values, entry, 1)
 
 
 def image_names(folder: Path) -> list[str]:
-    """Images of the training, as lerobot's config.json names them; openpi's names none. Cameras
-    that lerobot only adds to fill a slot (``empty_cameras``) were never seen."""
+    """Images of the training, as lerobot's config.json names them, any number; openpi's names
+    none. Cameras that lerobot only adds to fill a slot (``empty_cameras``) were never seen."""
     inputs = read_values(folder).get('input_features')
     prefix = 'observation.images.'
-    names = inputs if isinstance(inputs, dict) else {}
-    images = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    features = inputs if isinstance(inputs, dict) else {}
+    images = [
+        name.removeprefix(prefix)
+        for name, feature in features.items()
+        if name.startswith(prefix)
+        or (isinstance(feature, dict) and feature.get('type') == 'VISUAL')
+    ]
     return [name for name in images if not name.startswith('empty_camera_')]
 
 
@@ -144,8 +155,10 @@ def _variant(path: Path, values: Mapping[str, Any], entry: str, default: T) -> A
     name = values.get(entry)
     if name is None:
         return default
-    if name not in VARIANTS:
-        raise ValueError(f'{path}: {entry} {name!r} is unknown; choose from {sorted(VARIANTS)}')
+    if not isinstance(name, str) or name not in VARIANTS:
+        raise ValueError(
+            f'{path}: {entry} {name!r:.80} is unknown; choose from {sorted(VARIANTS)}'
+        )
     return VARIANTS[name]
 
 
@@ -161,6 +174,17 @@ def check_files(folder: Path, base: Pi05Config | None = None) -> Pi05:
     return model
 
 
+def needed_memory(model: Pi05, device: torch.device, dtype: torch.dtype) -> int:
+    """Bytes of weights in ``dtype``, but for those that stay float32, and of a step."""
+    n_float32 = sum(
+        weight.numel()
+        for name, weight in model.named_parameters()
+        if any(part in name for part in _FLOAT32)
+    )
+    extra = n_float32 * (torch.float32.itemsize - dtype.itemsize)
+    return needed_bytes([model], device, dtype) + extra
+
+
 def load_model(
     folder: Path,
     base: Pi05Config | None = None,
@@ -174,7 +198,7 @@ def load_model(
     unexpected, of another shape or not finite, or what memory is missing.
     """
     model, target = check_files(folder, base), torch.device(device)
-    check_memory(needed_bytes([model], target, dtype), target, dtype, str(folder))
+    check_memory(needed_memory(model, target, dtype), target, dtype, str(folder))
     state = _renamed(_read(folder))
     source = folder / 'model.safetensors'
     load_strict(model, state, source, device=target, dtype=dtype, float32=_FLOAT32)

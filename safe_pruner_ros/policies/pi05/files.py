@@ -8,15 +8,11 @@ from pathlib import Path
 
 from safe_pruner_ros.policies.checkpoint_check import CheckpointCheck, FloatArray
 from safe_pruner_ros.policies.deployment import Deployment
-from safe_pruner_ros.policies.device import (
-    check_memory,
-    choose_device,
-    choose_dtype,
-    needed_bytes,
-)
+from safe_pruner_ros.policies.device import check_memory, choose_device, choose_dtype
 from safe_pruner_ros.policies.pi05.checkpoint import (
     check_files,
     image_names,
+    needed_memory,
     read_config,
     read_values,
 )
@@ -28,7 +24,7 @@ from safe_pruner_ros.policies.pi05.statistics import Statistics, load_statistics
 
 POLICY = 'pi05'
 READS = ('prompt', 'prompt_state_dim', 'max_prompt_tokens')
-# Images in the order of the training (openpi `models/model.py`).
+# Images in the order of the training (openpi `models/model.py`), where config.json names none.
 SLOTS = ('base', 'left wrist', 'right wrist')
 
 
@@ -74,7 +70,8 @@ class Pi05Files:
                 f'{self.folder / "config.json"} is from lerobot, whose prompts always hold the '
                 "state, got prompt 'text'; set prompt: state"
             )
-        return PromptEncoder(load_tokenizer(self.folder), form, self.deployment.max_prompt_tokens)
+        longest, n_words = self.deployment.max_prompt_tokens, self.config.vocabulary_size
+        return PromptEncoder(load_tokenizer(self.folder), form, longest, n_words)
 
     @cached_property
     def model(self) -> Pi05:
@@ -82,14 +79,14 @@ class Pi05Files:
         return check_files(self.folder, self.base)
 
     def check_memory(self) -> str:
-        needed = needed_bytes([self.model], self.device, self.dtype)
+        needed = needed_memory(self.model, self.device, self.dtype)
         return check_memory(needed, self.device, self.dtype, str(self.folder))
 
     def check_deployment(self) -> str:
         deployment = self.deployment
         deployment.check_read(POLICY, READS)
         trained = image_names(self.folder)
-        deployment.check_views(POLICY, 1, min(len(SLOTS), len(trained) or len(SLOTS)))
+        deployment.check_views(POLICY, 1, len(trained or SLOTS))
         horizon = deployment.horizon(self.chunk_size)
         values, path = read_values(self.folder), self.folder / 'config.json'
         check_relative_actions(path, values, deployment.actions)

@@ -28,6 +28,13 @@ PROMPT_FORMS: tuple[PromptForm, ...] = ('text', 'state')
 
 N_STATE_BINS = 256
 
+BOS = 2
+# What tells PaliGemma's vocabulary from others with a <bos>: Gemma's 256000 entries, then 1024
+# places and 128 codewords (big_vision 1475d53, configs/proj/paligemma/README.md; the first three:
+# transformers, `convert_paligemma_weights_to_hf.py`). Files of that script have <image> after
+# them, as 257152, for which pi0.5 has no embedding.
+IDENTITY = {'<pad>': 0, '<eos>': 1, '<bos>': BOS, '<loc0000>': 256000, '<seg127>': 257151}
+
 
 def prompt_form(name: str) -> PromptForm:
     """Raises ValueError for what is no form: the wrong one gives wrong actions, never an error."""
@@ -51,16 +58,17 @@ def discretize(state: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
 
 
 class PromptEncoder:
-    """``max_tokens`` is the longest prompt the checkpoint was trained with."""
+    """``max_tokens`` is the longest prompt the checkpoint was trained with, ``vocabulary_size``
+    the number of its embeddings."""
 
-    def __init__(self, tokenizer: Tokenizer, form: PromptForm, max_tokens: int = 200) -> None:
-        bos = tokenizer.token_to_id('<bos>')
-        if bos is None:
-            raise ValueError(
-                'the tokenizer has no <bos> token, so it is not the one of PaliGemma; copy '
-                'tokenizer.json of google/paligemma-3b-pt-224 into the checkpoint folder'
-            )
-        self._tokenizer, self._bos = tokenizer, bos
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        form: PromptForm,
+        max_tokens: int = 200,
+        vocabulary_size: int = 257152,
+    ) -> None:
+        self._tokenizer, self._vocabulary_size = tokenizer, vocabulary_size
         self.form, self._max_tokens = form, max_tokens
 
     def encode(
@@ -68,8 +76,9 @@ class PromptEncoder:
     ) -> npt.NDArray[np.int64]:
         """Token ids [T]. ``state``: normalised, read by the form 'state' only.
 
-        Raises InstructionError for an empty instruction or one that does not fit; upstream cuts
-        it off instead, and a robot acts on half a sentence.
+        Raises InstructionError for an empty instruction, one with a token that has no embedding,
+        or one that does not fit; upstream cuts it off instead, and a robot acts on half a
+        sentence.
         """
         if self.form == 'text':
             ids = self._prompt(instruction)
@@ -102,9 +111,16 @@ class PromptEncoder:
         if not text:
             raise InstructionError('the instruction is empty; say for example "fold the towel"')
         if self.form == 'text':
-            return [self._bos, *self._ids(text), *self._ids('\n')]
-        state = ' '.join(str(value) for value in bins)
-        return [self._bos, *self._ids(f'Task: {text}, State: {state};\nAction: ')]
+            ids = [BOS, *self._ids(text), *self._ids('\n')]
+        else:
+            state = ' '.join(str(value) for value in bins)
+            ids = [BOS, *self._ids(f'Task: {text}, State: {state};\nAction: ')]
+        foreign = [self._tokenizer.id_to_token(i) for i in ids if i >= self._vocabulary_size]
+        if foreign:
+            raise InstructionError(
+                f'the policy knows no {foreign}; leave it out of the instruction'
+            )
+        return ids
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -112,7 +128,8 @@ class PromptEncoder:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """``tokenizer.json`` of PaliGemma. FileNotFoundError says where to get it.
+    """``tokenizer.json`` of PaliGemma. FileNotFoundError says where to get it, ValueError refuses
+    another one: its words would be read as other words.
 
     The file may come with padding and truncation of whoever saved it. Padding would be read as
     words here, and truncation would cut the instruction without a word.
@@ -132,4 +149,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise ValueError(f'{path} is not a readable tokenizer file: {error}') from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    found = {token: tokenizer.token_to_id(token) for token in IDENTITY}
+    if found != IDENTITY:
+        raise ValueError(
+            f'{path} is not the tokenizer of PaliGemma: its ids are {found}, expected {IDENTITY}; '
+            'copy tokenizer.json of google/paligemma-3b-pt-224 there'
+        )
     return tokenizer

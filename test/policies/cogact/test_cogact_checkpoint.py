@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 
 from safe_pruner_ros.policies.action_layout import absolute
 from safe_pruner_ros.policies.catalog import build_policy
+from safe_pruner_ros.policies.checkpoint_check import check_all
 from safe_pruner_ros.policies.cogact.checkpoint import BASE_VLMS, find_files
 from safe_pruner_ros.policies.cogact.diffusion import (
     DDIMSampler,
@@ -262,6 +264,51 @@ def test_a_foreign_config_is_refused(cogact_tiny: SimpleNamespace, run: Path) ->
         (run / 'config.json').write_text(json.dumps(config))
         with pytest.raises(ValueError, match=complaint):
             load(cogact_tiny, run)
+
+
+def test_a_vlm_with_another_language_model_is_refused(run: Path) -> None:
+    """Vicuna v1.5 has Llama-2's shapes and another prompt (prismatic, conf/models.py)."""
+    base = 'dinosiglip-224px-resize-naive+7b'
+    (run / 'config.json').write_text(json.dumps({'vla': {'base_vlm': base}}))
+    with pytest.raises(
+        ValueError, match=f"built on '{re.escape(base)}'; supported: .*'prism-dino"
+    ):
+        backend.build(run, read_deployment(VALUES), 'unpruned', {})
+
+
+@pytest.mark.parametrize(
+    ('entries', 'said'),
+    [
+        ({'image_aug': True, 'run_id': 'x--image_aug'}, 'image_aug true'),
+        ({'image_aug': False, 'run_id': 'x--image_aug'}, "run_id 'x--image_aug'"),
+        ({'image_aug': False, 'run_id': 'x'}, ''),
+        ({'run_id': None}, ''),
+    ],
+)
+def test_config_says_whether_the_training_cropped(
+    cogact_tiny: SimpleNamespace, run: Path, entries: dict[str, object], said: str
+) -> None:
+    """Whatever the folder is called."""
+    values = json.loads((run / 'config.json').read_text())
+    (run / 'config.json').write_text(json.dumps({**values, **entries}))
+    crop = {'image_chain': {'crop_area': 0.9}}
+    whole, cropped = (
+        backend.files(run, read_deployment({**VALUES, **extra}), **cogact_tiny.sizes)
+        for extra in ({}, crop)
+    )
+    if said:
+        with pytest.raises(ValueError, match=f'config.json has {said}: .*crop_area to 0.9'):
+            check_all(whole)
+    else:
+        check_all(whole)
+    check_all(cropped)
+    first, second = (
+        next(check for check in files.checks() if check.is_note).run()
+        for files in (whole, cropped)
+    )
+    assert first == ''
+    is_false = entries.get('image_aug') is False and not said
+    assert ('has image_aug false, the training saw whole pictures' in second) == is_false
 
 
 def test_statistics_of_another_size_are_refused(cogact_tiny: SimpleNamespace, run: Path) -> None:

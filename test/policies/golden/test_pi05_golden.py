@@ -21,9 +21,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.pi05_folder import characters
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 from torch import nn
 from transformers import DynamicCache
 
@@ -83,9 +82,7 @@ def folders(golden: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -
                 tensors, folder / 'policy_preprocessor_step_4_normalizer_processor.safetensors'
             )
         (folder / 'config.json').write_text(json.dumps(config))
-        names = ['<pad>', '<eos>', '<bos>', '\n', *map(chr, range(32, 127))]
-        vocabulary = {name: index for index, name in enumerate(names)}
-        Tokenizer(BPE(vocab=vocabulary, merges=[])).save(str(folder / 'tokenizer.json'))
+        characters().save(str(folder / 'tokenizer.json'))
     return {layout: root / layout for layout in ('openpi', 'lerobot')}
 
 

@@ -15,9 +15,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.pi05_folder import characters
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 
 # Before rclpy is imported anywhere: a domain of this process alone, on this machine alone.
 os.environ['ROS_DOMAIN_ID'] = str(10 + os.getpid() % 90)
@@ -143,9 +142,7 @@ def tiny_pi05(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyPolicy:
     assets.mkdir(parents=True)
     statistics = {'state': bounds(-3.0, 3.0), 'actions': bounds(-0.3, 0.3)}
     (assets / 'norm_stats.json').write_text(json.dumps({'norm_stats': statistics}))
-    names = ['<pad>', '<eos>', '<bos>', '\n', *map(chr, range(32, 127))]
-    vocabulary = {name: index for index, name in enumerate(names)}
-    Tokenizer(BPE(vocab=vocabulary, merges=[])).save(str(folder / 'tokenizer.json'))
+    characters().save(str(folder / 'tokenizer.json'))
     file = tmp_path / 'pi05.yaml'
     write_policy_file(file, 'pi05', folder, 'delta_from_state', '    prompt: state')
     return TinyPolicy('pi05', folder, file)

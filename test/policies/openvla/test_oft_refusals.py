@@ -20,6 +20,7 @@ from helpers.openvla_oft import (
 from safetensors.torch import load_file, save_file
 
 from safe_pruner_ros.policies.action_layout import absolute
+from safe_pruner_ros.policies.openvla.network import read_size
 from safe_pruner_ros.policies.policy import InstructionError, PolicyOutputError
 from safe_pruner_ros.types import ArmState
 
@@ -67,6 +68,25 @@ def test_a_missing_or_truncated_shard_is_named(
     shard.unlink()
     with pytest.raises(FileNotFoundError, match=r"misses the shards \['model-00002"):
         policy(openvla_tiny, folder=folder)
+
+
+def test_two_sets_of_weights_are_not_chosen_between(
+    openvla_tiny: SimpleNamespace, folder: Path
+) -> None:
+    """transformers would take the single file, which may be from another training."""
+    state = {}
+    for shard in sorted(folder.glob('model-*.safetensors')):
+        state |= load_file(shard)
+    save_file(state, folder / 'model.safetensors')
+    with pytest.raises(
+        ValueError, match=r"two sets of weights, model.safetensors and .* with \['model-00001"
+    ):
+        policy(openvla_tiny, folder=folder)
+    index = {'weight_map': dict.fromkeys(state, 'model.safetensors')}  # some savers write it so
+    (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+    policy(openvla_tiny, folder=folder)
+    (folder / 'model.safetensors.index.json').unlink()
+    policy(openvla_tiny, folder=folder)
 
 
 def test_an_index_cannot_lead_out_of_its_folder(
@@ -151,10 +171,38 @@ def test_a_foreign_config_is_refused(openvla_tiny: SimpleNamespace, folder: Path
     for change, complaint in [
         ({'model_type': 'llava'}, "model_type is 'llava'"),
         ({'vision_backbone_id': 'clip'}, r"'clip'; supported: \['tiny'\]"),
+        ({'llm_backbone_id': 'vicuna-v15-7b'}, r"'vicuna-v15-7b'; supported: 'llama2-7b-pure'"),
     ]:
         (folder / 'config.json').write_text(json.dumps({**config, **change}))
         with pytest.raises(ValueError, match=complaint):
             policy(openvla_tiny, folder=folder)
+
+
+@pytest.mark.parametrize(
+    ('change', 'complaint'),
+    [
+        ({'vision_backbone_id': ['tiny']}, r"vision_backbone_id \['tiny'\]; supported"),
+        ({'vision_backbone_id': None}, 'vision_backbone_id None; supported'),
+        ({'llm_backbone_id': ['llama2-7b-pure']}, r"llm_backbone_id \['llama2"),
+        ({'text_config': [1]}, r'text_config must be an object, got \[1\]'),
+        ({'text_config': {'hidden_size': '32'}}, 'text_config does not .*expected int, got str'),
+        ({'text_config': {'num_attention_heads': 0}}, 'text_config does not describe a Llama'),
+        ({'n_action_bins': 0}, 'n_action_bins must be a whole number of at least 2, got 0'),
+        ({'n_action_bins': -3}, 'at least 2, got -3'),
+        ({'n_action_bins': '256'}, "at least 2, got '256'"),
+        ({'n_action_bins': None}, 'at least 2, got None'),
+        ({'n_action_bins': 32000}, 'n_action_bins do not fit below pad_to_multiple_of 64'),
+        ({'pad_to_multiple_of': 40000}, 'fit below pad_to_multiple_of 40000 in a .* of 32064'),
+        ({'pad_to_multiple_of': 64.0}, 'pad_to_multiple_of must be a whole number .* got 64.0'),
+    ],
+)
+def test_a_malformed_config_is_refused(
+    openvla_tiny: SimpleNamespace, change: dict[str, object], complaint: str
+) -> None:
+    config = json.loads((openvla_tiny.oft / 'config.json').read_text())
+    assert read_size(openvla_tiny.oft, config, openvla_tiny.vision_sizes).vocabulary == 32000
+    with pytest.raises(ValueError, match=complaint):
+        read_size(openvla_tiny.oft, {**config, **change}, openvla_tiny.vision_sizes)
 
 
 def test_a_robot_of_another_size_is_refused_with_both_sides_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -377,3 +378,20 @@ def test_more_images_or_proprioception_are_refused(openvla_tiny: SimpleNamespace
                 {},
                 vision_sizes=openvla_tiny.vision_sizes,
             )
+
+
+@pytest.mark.parametrize(
+    'part', ['action_head', 'proprio_projector', 'noisy_action_projector', 'vision_backbone']
+)
+def test_openvla_oft_is_not_run_as_openvla(
+    openvla_tiny: SimpleNamespace, tmp_path: Path, part: str
+) -> None:
+    """The network loads, and acts as it was never trained to."""
+    folder = tmp_path / 'checkpoint'
+    shutil.copytree(openvla_tiny.openvla, folder)
+    deployment = policy(openvla_tiny)._deployment
+    sizes = {'vision_sizes': openvla_tiny.vision_sizes}
+    backend.build(folder, deployment, 'unpruned', {}, **sizes)
+    (folder / f'{part}--latest_checkpoint.pt').touch()
+    with pytest.raises(ValueError, match=rf"\['{part}'\]: this is an .* policy 'openvla_oft'"):
+        backend.build(folder, deployment, 'unpruned', {}, **sizes)

@@ -103,16 +103,33 @@ def test_the_shipped_aloha_file_has_the_chain_of_upstreams_aloha_robot() -> None
     ('change', 'complaint'),
     [
         ({'means': None}, r"misses \['means'\]"),
-        ({'image_resize_strategy': 'letterbox'}, "'letterbox'; only 'resize-naive'"),
+        ({'image_resize_strategy': 'letterbox'}, "'letterbox' .*; only 'resize-naive'"),
         ({'means': [[0.5] * 3]}, 'means must be RGB of two towers'),
         ({'stds': [[0.0] * 3] * 2}, 'stds must be RGB of two towers'),
         ({'input_sizes': [[3, 56, 56], [3, 224, 224]]}, 'one square size'),
+        ({'input_sizes': 224}, 'one square size'),
+        ({'input_sizes': [224, 224]}, 'one square size'),
+        ({'input_sizes': []}, 'one square size'),
+        ({'input_sizes': [[3, '56', '56']] * 2}, "input_sizes must be a whole number .*'56'"),
+        ({'input_sizes': [[3, 0, 0]] * 2}, 'whole number of at least 1, got 0'),
+        ({'means': ['a', 'b']}, r"means must be RGB of two towers, got \['a', 'b'\]"),
+        ({'image_resize_strategy': None}, 'letterbox where it names none'),
+        ({'image_resize_strategy': ['resize-naive']}, r"strategy \['resize-naive'\] \("),
+        ({'interpolations': ['bicubic', 'nearest']}, "'nearest'.; only 'bicubic'"),
+        ({'interpolations': 'nearest'}, "'nearest'; only 'bicubic'"),
     ],
 )
 def test_preprocessor_files_that_do_not_fit_are_refused(
     change: dict[str, object], complaint: str
 ) -> None:
-    good = {'means': [HALF] * 2, 'stds': [HALF] * 2, 'input_sizes': [[3, 56, 56]] * 2}
+    good = {
+        'means': [HALF] * 2,
+        'stds': [HALF] * 2,
+        'input_sizes': [[3, 56, 56]] * 2,
+        'image_resize_strategy': 'resize-naive',
+        'interpolations': ['bicubic'] * 2,
+    }
+    assert read_image_processor(good, ImageChain(), Path('preprocessor_config.json')).size == 56
     config = {k: v for k, v in {**good, **change}.items() if v is not None}
     with pytest.raises(ValueError, match=complaint):
         read_image_processor(config, ImageChain(), Path('preprocessor_config.json'))
@@ -130,6 +147,28 @@ def test_normalise_undoes_unnormalise() -> None:
         read_range({'action': {'q01': [float('nan')], 'q99': [1.0]}}, 'action')
     with pytest.raises(ValueError, match="no 'proprio'"):
         read_range(entry, 'proprio')
+
+
+@pytest.mark.parametrize(
+    ('change', 'complaint'),
+    [
+        ({'mask': ['false', 'true']}, r"true and false, got \['false', 'true'\]"),
+        ({'mask': [float('nan'), True]}, 'true and false, got .nan, True'),
+        ({'mask': [1, 0]}, 'true and false'),
+        ({'mask': None}, 'true and false, got None'),
+        ({'mask': [True]}, r'disagree in size: .* mask \[1\]'),
+        ({'q01': ['a', 'b']}, r"lists of numbers, got q01 \['a', 'b'\]"),
+        ({'q99': {}}, 'lists of numbers, .* and q99 {}'),
+        ({'q99': [[1.0], 2.0]}, 'lists of numbers'),
+        ({'q99': [None, 1.0]}, 'must be finite'),
+    ],
+)
+def test_statistics_that_are_no_numbers_are_refused(
+    change: dict[str, object], complaint: str
+) -> None:
+    action = {'q01': [-2.0, 0.0], 'q99': [4.0, 1.0], 'mask': [True, False]}
+    with pytest.raises(ValueError, match=complaint):
+        read_range({'action': {**action, **change}}, 'action')
 
 
 def test_deployment_is_read_from_plain_values() -> None:

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.pi05_folder import characters
 from helpers.shared_network import assert_lanes_equal_separate_loads
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 from torch import nn
 from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb, repeat_kv
 
@@ -65,12 +64,6 @@ def filled(model: nn.Module) -> nn.Module:
 def model() -> Pi05:
     with torch.no_grad():
         return filled(Pi05(CONFIG)).requires_grad_(False)
-
-
-def characters() -> Tokenizer:
-    """One token per character, the special ones where PaliGemma has them."""
-    names = ['<pad>', '<eos>', '<bos>', '\n', *map(chr, range(32, 127))]
-    return Tokenizer(BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
 
 
 def identity() -> Range:

@@ -9,20 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.pi05_folder import LEROBOT_MODES, SHARED, official, write
 from helpers.tiny_pi05 import TINY_PI05
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 
 from safe_pruner_ros.policies.action_layout import ActionDimension, ActionLayout, absolute
-from safe_pruner_ros.policies.action_statistics import Range
 from safe_pruner_ros.policies.catalog import build_policy
 from safe_pruner_ros.policies.deployment import Deployment
-from safe_pruner_ros.policies.pi05.checkpoint import load_model, read_config
+from safe_pruner_ros.policies.pi05.checkpoint import load_model, needed_memory, read_config
 from safe_pruner_ros.policies.pi05.config import Pi05Config
 from safe_pruner_ros.policies.pi05.model import Pi05
 from safe_pruner_ros.policies.pi05.policy import backend
-from safe_pruner_ros.policies.pi05.statistics import load_statistics
 from safe_pruner_ros.types import ArmState, CameraImage, Observation
 
 ROBOT = Deployment(
@@ -35,7 +32,6 @@ ROBOT = Deployment(
     2,
     prompt='state',
 )
-SHARED = 'paligemma_with_expert.'
 
 
 @pytest.fixture(scope='module')
@@ -43,53 +39,6 @@ def model() -> Pi05:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return Pi05(TINY_PI05).eval()
-
-
-def official(model: Pi05, outer: str = '') -> dict[str, torch.Tensor]:
-    """The tensors under the names of the official converters, ``outer`` before each."""
-    state = {}
-    for name, value in model.state_dict().items():
-        head, _, rest = name.partition('.')
-        name = {
-            'vision_tower': f'{SHARED}paligemma.model.vision_tower.vision_model.{rest}',
-            'projector': f'{SHARED}paligemma.model.multi_modal_projector.linear.{rest}',
-            'language_model': f'{SHARED}paligemma.model.language_model.{rest}',
-            'expert': f'{SHARED}gemma_expert.model.{rest}',
-        }.get(head, name)
-        if rest == 'embed_tokens.weight':  # tied: only one of the two names is saved
-            name = f'{SHARED}paligemma.lm_head.weight'
-        state[outer + name] = value.clone().contiguous()
-    state[f'{outer}{SHARED}gemma_expert.lm_head.weight'] = torch.zeros(4, 8)
-    return state
-
-
-def write(folder: Path, model: Pi05, layout: str = 'openpi') -> Path:
-    quantiles = {'q01': [-1.0, -1.0], 'q99': [1.0, 3.0]}
-    if layout == 'openpi':
-        save_file(official(model), folder / 'model.safetensors')
-        config = {'action_dim': 32, 'action_horizon': 3, 'precision': 'bfloat16'}
-        assets = folder / 'assets' / 'lab' / 'robot'
-        assets.mkdir(parents=True)
-        statistics = {'norm_stats': {'state': quantiles, 'actions': quantiles}}
-        (assets / 'norm_stats.json').write_text(json.dumps(statistics))
-    else:
-        save_file(official(model, 'model.'), folder / 'model.safetensors')
-        config = {'type': 'pi05', 'chunk_size': 3, 'max_action_dim': 32}
-        config['normalization_mapping'] = {'VISUAL': 'IDENTITY', 'STATE': 'QUANTILES'}
-        tensors = {
-            f'{group}.{name}': torch.tensor(value)
-            for group in ('observation.state', 'action')
-            for name, value in quantiles.items()
-        }
-        save_file(tensors, folder / 'policy_preprocessor_step_2_normalizer_processor.safetensors')
-    (folder / 'config.json').write_text(json.dumps(config))
-    characters().save(str(folder / 'tokenizer.json'))
-    return folder
-
-
-def characters() -> Tokenizer:
-    names = ['<pad>', '<eos>', '<bos>', '\n', *map(chr, range(32, 127))]
-    return Tokenizer(BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
 
 
 # -- weights --------------------------------------------------------------------------------------
@@ -128,6 +77,23 @@ def test_bfloat16_acts_alike_and_keeps_its_frequencies_exact(tmp_path, model):
         chunks.append(tested.predict(seen).chunk.positions)
         tested.predict(seen)
     np.testing.assert_allclose(*chunks, atol=0.1)
+
+
+def test_norms_stay_float32_as_upstream_has_them(tmp_path, model):
+    """With the maps that set the expert's: what the times do to it is then exact."""
+    loaded = load_model(write(tmp_path, model), TINY_PI05, dtype=torch.bfloat16)
+    exact = {name for name, w in loaded.named_parameters() if w.dtype == torch.float32}
+    layers = ('language_model.layers.0.', 'expert.layers.3.')
+    for name in ('input_layernorm', 'post_attention_layernorm'):
+        assert any(w.startswith(layers[0] + name) for w in exact)
+        assert any(w.startswith(layers[1] + name) and 'dense' in w for w in exact)
+    assert {'language_model.norm.weight', 'expert.norm.dense.weight'} <= exact
+    assert not [name for name in exact if 'self_attn' in name or 'mlp.' in name]
+    assert not [name for name in exact if name.startswith(('vision_tower', 'projector'))]
+    with torch.inference_mode():
+        assert torch.equal(loaded.modulations(), model.modulations())
+    n_bytes = sum(w.numel() * w.element_size() for w in loaded.parameters())
+    assert needed_memory(loaded, torch.device('cpu'), torch.bfloat16) == n_bytes
 
 
 def test_full_size_has_the_parameters_of_pi05():
@@ -216,8 +182,13 @@ def test_config_errors_name_the_entry(tmp_path):
     for values, complaint in (
         ({'type': 'pi0'}, "'pi0' policy"),
         ({'paligemma_variant': 'gemma_9b'}, 'gemma_9b'),
-        ({'normalization_mapping': {'ACTION': 'MEAN_STD'}}, 'only QUANTILES'),
-        ({'normalization_mapping': {'VISUAL': 'MEAN_STD'}}, "images with 'MEAN_STD'; only IDENT"),
+        ({'normalization_mapping': {**LEROBOT_MODES, 'ACTION': 'MEAN_STD'}}, 'only QUANTILES'),
+        ({'normalization_mapping': {'STATE': 'QUANTILES'}}, "'ACTION': 'IDENTITY'} .*only QUANT"),
+        ({'normalization_mapping': {'ACTION': 'QUANTILES'}}, "{'STATE': 'IDENTITY', .*only QUANT"),
+        (
+            {'normalization_mapping': {**LEROBOT_MODES, 'VISUAL': 'MEAN_STD'}},
+            "images with 'MEAN_STD'; only IDENT",
+        ),
         ({'use_visual_memory': True, 'min_period': 4e-3}, r"with {'use_visual_memory': True}"),
         ({'image_resolution': [224, 448]}, 'two equal numbers'),
     ):
@@ -231,6 +202,36 @@ def test_config_errors_name_the_entry(tmp_path):
     config = read_config(tmp_path)
     assert (config.action_horizon, config.prefix.depth, config.expert.width) == (7, 18, 1024)
     assert (config.framework, config.vision.image_size) == ('lerobot', 448)
+
+
+@pytest.mark.parametrize(
+    ('change', 'complaint'),
+    [
+        ({'num_inference_steps': 2.5}, 'num_inference_steps must be a whole number .* got 2.5'),
+        ({'num_inference_steps': float('nan')}, 'at least 1, got nan'),
+        ({'num_inference_steps': '10'}, "at least 1, got '10'"),
+        ({'num_inference_steps': 0}, 'at least 1, got 0'),
+        ({'max_action_dim': '32'}, "max_action_dim must be a whole number .* got '32'"),
+        ({'max_action_dim': None}, 'max_action_dim .* got None'),
+        ({'action_dim': True}, 'action_dim must be a whole number .* got True'),
+        ({'chunk_size': 3.0}, 'chunk_size must be a whole number .* got 3.0'),
+        ({'image_resolution': ['224', '224']}, "image_resolution must be a whole .* got '224'"),
+        ({'image_resolution': 224}, 'two equal numbers, got 224'),
+        ({'paligemma_variant': ['gemma_2b']}, r"paligemma_variant \['gemma_2b'\] is unknown"),
+        ({'action_expert_variant': {}}, 'action_expert_variant {} is unknown'),
+        ({'normalization_mapping': None}, 'must say how STATE and ACTION .* got None'),
+        ({'normalization_mapping': []}, r'must say how STATE and ACTION .* got \[\]'),
+        ({'normalization_mapping': {'STATE': [], 'ACTION': {}}}, 'only QUANTILES'),
+    ],
+)
+def test_a_malformed_config_is_refused(tmp_path, change, complaint):
+    good = {'type': 'pi05', 'chunk_size': 3, 'max_action_dim': 32, 'num_inference_steps': 10}
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps(good))
+    assert read_config(tmp_path).action_dim == 32
+    path.write_text(json.dumps({**good, **change}))
+    with pytest.raises(ValueError, match=complaint):
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize('layout', ['openpi', 'lerobot'])
@@ -247,7 +248,9 @@ def test_a_horizon_is_never_guessed(tmp_path, model, layout):
         backend.build(tmp_path, ROBOT, 'unpruned', {}, base=TINY_PI05)
     for wrong in (0, '10', 2.0, None, True):
         path.write_text(json.dumps({**values, 'action_horizon': wrong}))
-        with pytest.raises(ValueError, match=r"config\.json must say.*got {'action_horizon'"):
+        with pytest.raises(
+            ValueError, match=r'config\.json: action_horizon must be a whole number'
+        ):
             read_config(tmp_path, TINY_PI05)
     path.write_text(json.dumps({**values, 'action_horizon': own}))
     assert read_config(tmp_path).action_horizon == 3
@@ -329,36 +332,24 @@ def test_lerobot_says_how_many_images_it_was_trained_with(tmp_path, model):
         backend.build(folder, replace(ROBOT, views=tuple('abc')), 'unpruned', {}, base=TINY_PI05)
 
 
-# -- statistics -----------------------------------------------------------------------------------
-
-
-def test_quantiles_map_to_minus_one_and_one():
-    both = Range(np.array([2.0, 5.0]), np.array([6.0, 5.0]), np.ones(2, bool))
-    np.testing.assert_allclose(both.normalise([2.0, 5.0]), [-1, -1])
-    np.testing.assert_allclose(both.normalise([8.0, 5.0], clip=False), [2, -1])
-    np.testing.assert_allclose(both.unnormalise([0.5, 0.5]), [5, 5])
-
-
-def test_missing_statistics_list_the_available_ones(tmp_path, model):
-    folder = write(tmp_path, model)
-    with pytest.raises(ValueError, match=r"'libero'; choose from \['lab/robot'\]"):
-        load_statistics(folder, 'libero')
-    path = folder / 'assets' / 'lab' / 'robot' / 'norm_stats.json'
-    other = folder / 'assets' / 'libero'
-    other.mkdir()
-    (other / 'norm_stats.json').write_text(path.read_text())
-    with pytest.raises(ValueError, match=r"several .* from \['lab/robot', 'libero'\]"):
-        load_statistics(folder)
-    assert len(load_statistics(folder, 'libero').state) == 2
-    path.write_text(json.dumps({'norm_stats': {'state': {'q01': [0], 'q99': [1]}}}))
-    with pytest.raises(ValueError, match=r"'actions', only \['state'\]"):
-        load_statistics(folder, 'lab/robot')
-    bare = {'mean': [0], 'std': [1]}
-    path.write_text(json.dumps({'norm_stats': {'state': bare, 'actions': bare}}))
-    with pytest.raises(ValueError, match=r"miss \['q01', 'q99'\], they have \['mean', 'std'\]"):
-        load_statistics(folder, 'lab/robot')
-    with pytest.raises(FileNotFoundError, match='no normalisation statistics'):
-        load_statistics(folder / 'assets')
+def test_lerobot_may_have_more_than_three_cameras(tmp_path, model):
+    """It reads every image of input_features (lerobot 7427f31, modeling_pi05.py)."""
+    folder = write(tmp_path, model, 'lerobot')
+    config = json.loads((folder / 'config.json').read_text())
+    names = ['images.head', 'images.left', 'images.right', 'image']
+    features = {f'observation.{name}': {'type': 'VISUAL'} for name in names}
+    config['input_features'] = {**features, 'observation.state': {'type': 'STATE'}}
+    (folder / 'config.json').write_text(json.dumps(config))
+    views = tuple('abcd')
+    tested = backend.build(folder, replace(ROBOT, views=views), 'fastv', {}, base=TINY_PI05)
+    rgb = np.full((40, 30, 3), 90, np.uint8)
+    images = {view: CameraImage(rgb, view, 5) for view in views}
+    state = ArmState(np.array([0.3, 0.5]), ('a', 'grip'), 5)
+    output = tested.predict(Observation(images, state, 'open it', 5))
+    n_tokens = TINY_PI05.vision.grid**2
+    assert output.trace.n_visual == 4 * n_tokens and np.isfinite(output.chunk.positions).all()
+    with pytest.raises(ValueError, match='pi05 reads 1 to 4 images'):
+        backend.files(folder, replace(ROBOT, views=tuple('abcde'))).check_deployment()
 
 
 # -- robot ----------------------------------------------------------------------------------------
