@@ -194,7 +194,13 @@ def _record(arguments: argparse.Namespace) -> int:
     for topic in arguments.topic:
         if not topic.startswith('/'):
             raise UsageError(f'--topic takes a full topic name like /imu, got {topic!r}')
-    return int(import_ros('bags.record').main(arguments, read_robot(arguments.robot_file)))
+    policy = None
+    if arguments.sim:  # before anything starts
+        at_least('--seed', arguments.seed, 0)
+        import_module('safe_pruner_ros.sim.tasks.catalog').get_task(arguments.task)
+        policy = arguments.policy_file
+    robot = read_robot(arguments.robot_file, policy)
+    return int(import_ros('bags.record').main(arguments, robot))
 
 
 # ---- repair

@@ -100,11 +100,12 @@ def read_config(
     return replace(config, policy=policy), configured
 
 
-def read_robot(robot: str) -> Any:
-    """The RobotConfig of a robot file."""
+def read_robot(robot: str, policy: str | None = None) -> Any:
+    """The RobotConfig of a robot file, with a policy file checked beside it if one is given."""
     resources = import_module('safe_pruner_ros.ros.resources')
     load = import_module('safe_pruner_ros.runtime.config_yaml').load_config
-    return load(resources.config_file('robots', robot)).robot
+    policies = () if policy is None else (resources.config_file('policies', policy),)
+    return load(resources.config_file('robots', robot), *policies).robot
 
 
 def import_ros(name: str) -> Any:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -40,6 +39,11 @@ from safe_pruner_ros.runtime.config import (
 )
 from safe_pruner_ros.runtime.control_loop import ControlLoop
 from safe_pruner_ros.runtime.joint_mapping import recipients
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
 
 _RELIABILITY = {
     'reliable': ReliabilityPolicy.RELIABLE,
