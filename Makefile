@@ -26,6 +26,7 @@ $(ENV_STAMP): $(wildcard requirements/*.txt) setup.py setup.cfg scripts/setup_en
 
 # Takes about two seconds when nothing changed; colcon knows better than make what is stale.
 build: $(ENV_STAMP)
+	@[ -x $(VENV)/bin/python ] || { echo 'setup stopped: the Python of $(VENV) is gone. Run: make distclean, and the same again' >&2; exit 1; }
 	@$(VENV)/bin/python scripts/setup_env.py build
 
 $(RENDERER): $(ENV_STAMP)

