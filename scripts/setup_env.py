@@ -25,6 +25,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from setup_choices import contradiction, note, noted_in
+
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / '.venv'
 VENV_PYTHON = VENV / 'bin' / 'python'
@@ -83,60 +85,6 @@ def venv_output(code: str) -> str:
     return done.stdout.strip()
 
 
-# -- what .venv was made with -------------------------------------------------------------------
-
-
-def source_of_ros() -> str:
-    return f'ROS 2 {ROS_DISTRO}' if ROS_DISTRO else 'ROS 2 Jazzy from wheels'
-
-
-def made_with() -> dict[str, str]:
-    """What `note_choices` wrote; empty before, or where an older version made .venv."""
-    try:
-        noted = json.loads(ENV_STAMP.read_text())
-    except (OSError, ValueError):
-        return {}
-    return noted if isinstance(noted, dict) else {}
-
-
-def note_choices() -> None:
-    noted = {
-        'source': source_of_ros(),
-        'folder': str(VENV.resolve().parent),  # .venv may be a link to that of another checkout
-        'python': os.path.realpath(sys.executable),
-        'torch_index_url': torch_index_url(),
-    }
-    ENV_STAMP.write_text(json.dumps(noted, indent=1) + '\n')
-
-
-def torch_index_url() -> str:
-    """As given, or as .venv was made with."""
-    return os.environ.get('TORCH_INDEX_URL', '') or made_with().get('torch_index_url', '')
-
-
-def check_choices() -> None:
-    """A .venv that is there was made with other choices than these: make sees only its age, and
-    pip keeps what satisfies a version. Then a build mixes two ROS, or "Ready" is not true."""
-    noted = made_with()
-    if not noted:
-        return
-    python = os.environ.get('PYTHON', '')
-    python = os.path.realpath(shutil.which(python) or python) if python else ''
-    for what, now in (
-        ('source', source_of_ros()),
-        ('folder', str(VENV.resolve().parent)),
-        ('python', python),
-        ('torch_index_url', os.environ.get('TORCH_INDEX_URL', '')),
-    ):
-        before = noted.get(what, '')
-        if now and now != before:
-            hint = ' (or change the shell back)' if what == 'source' else ''
-            raise SetupError(
-                f'.venv was made with {what} {before or "of PyPI"}, and now it is {now}.\n'
-                f'To make it anew{hint}, run: make distclean, and the same command again'
-            )
-
-
 # -- system packages ----------------------------------------------------------------------------
 
 
@@ -168,6 +116,30 @@ def apt_install(*packages: str) -> bool:
 
 
 # -- env ----------------------------------------------------------------------------------------
+
+
+def source_of_ros() -> str:
+    return f'ROS 2 {ROS_DISTRO}' if ROS_DISTRO else 'ROS 2 Jazzy from wheels'
+
+
+def choices(python: str, torch_index_url: str) -> dict[str, str]:
+    return {
+        'source': source_of_ros(),
+        'folder': str(VENV.resolve().parent),  # .venv may be a link to that of another checkout
+        'python': os.path.realpath(shutil.which(python) or python) if python else '',
+        'torch_index_url': torch_index_url,
+    }
+
+
+def torch_index_url() -> str:
+    """As given, or as .venv was made with."""
+    return os.environ.get('TORCH_INDEX_URL') or noted_in(ENV_STAMP).get('torch_index_url', '')
+
+
+def check_choices() -> None:
+    given = choices(os.environ.get('PYTHON', ''), os.environ.get('TORCH_INDEX_URL', ''))
+    if problem := contradiction(ENV_STAMP, given):
+        raise SetupError(problem)
 
 
 def check_machine() -> None:
@@ -210,7 +182,7 @@ def check_build_tools() -> None:
 
 def make_venv() -> None:
     config = VENV / 'pyvenv.cfg'
-    if config.exists():
+    if config.exists():  # a half made one has no stamp that `check_choices` could read
         uses_distribution = 'include-system-site-packages = true' in config.read_text()
         if uses_distribution != bool(ROS_DISTRO):
             made, now = ('with', 'without') if uses_distribution else ('without', 'with')
@@ -319,7 +291,7 @@ def make_environment() -> None:
     install_packages()
     if not ROS_DISTRO:
         patch_wheel_paths()
-    note_choices()
+    note(ENV_STAMP, choices(sys.executable, torch_index_url()))
 
 
 # -- build --------------------------------------------------------------------------------------

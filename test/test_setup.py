@@ -93,7 +93,7 @@ def other_clone(tmp_path: Path) -> Path:
     clone = tmp_path / 'clone'
     for name in ('scripts', '.venv/bin'):
         (clone / name).mkdir(parents=True)
-    for name in ('setup_env.py', 'with_env'):
+    for name in ('setup_env.py', 'setup_choices.py', 'with_env'):
         shutil.copy(ROOT / 'scripts' / name, clone / 'scripts')
     (clone / '.venv' / 'bin' / 'python').symlink_to(sys.executable)
     note(clone)

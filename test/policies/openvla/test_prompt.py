@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers.tokenizer_file import move_token
 from tokenizers import Tokenizer
 
 from safe_pruner_ros.policies.openvla.prompt import read_prompt_encoder
@@ -40,13 +40,7 @@ def test_saved_padding_and_truncation_do_not_reach_the_prompt(folder: Path) -> N
     ('token', 'id_there'), [('<s>', 7), ('</s>', None), ('▁', 28705), ('▁', None)]
 )
 def test_another_tokenizer_is_refused(folder: Path, token: str, id_there: int | None) -> None:
-    path = folder / 'tokenizer.json'
-    content = json.loads(path.read_text())
-    vocabulary = content['model']['vocab']
-    vocabulary['<other>'] = vocabulary.pop(token)
-    if id_there is not None:
-        vocabulary[token] = id_there
-    path.write_text(json.dumps(content))
+    move_token(folder / 'tokenizer.json', token, id_there)
     complaint = (
         f"not the tokenizer of OpenVLA and CogACT .*'{token}': {id_there}.* expected .*"
         'take it from an official OpenVLA checkpoint'

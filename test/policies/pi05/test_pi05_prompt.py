@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.pi05_folder import characters
 from helpers.tiny_pi05 import TINY_PI05
+from helpers.tokenizer_file import move_token
 
 from safe_pruner_ros.policies.action_layout import absolute
 from safe_pruner_ros.policies.action_statistics import Range
@@ -105,12 +106,7 @@ def test_another_tokenizer_is_refused(tmp_path, token, id_there):
     """Gemma's has no places; what merely has a <bos> gave prompts, and words for other words."""
     path = tmp_path / 'tokenizer.json'
     characters().save(str(path))
-    content = json.loads(path.read_text())
-    vocabulary = content['model']['vocab']
-    vocabulary['<other>'] = vocabulary.pop(token)
-    if id_there is not None:
-        vocabulary[token] = id_there
-    path.write_text(json.dumps(content))
+    move_token(path, token, id_there)
     complaint = f"not the tokenizer of PaliGemma: .*'{token}': {id_there}.* expected .*; copy tok"
     with pytest.raises(ValueError, match=complaint):
         load_tokenizer(tmp_path)
