@@ -167,6 +167,7 @@ class CameraConfig:
         if not self.name or not self.topic:
             raise ConfigError(f'a camera needs name and topic, got {self.name!r}, {self.topic!r}')
         check_topic(f'camera {self.name!r}: topic', self.topic)
+        check_topic('the name of a view is in its overlay topic, and', f'~/overlay/{self.name}')
         if not self.encodings:
             raise ConfigError(f'camera {self.name!r}: list at least one accepted encoding')
         if (self.width == 0) != (self.height == 0):

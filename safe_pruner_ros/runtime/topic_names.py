@@ -9,7 +9,8 @@ import re
 
 from safe_pruner_ros.runtime.config_schema import ConfigError
 
-_SUBSTITUTION = r'\{(?:node|ns|namespace)\}'
+# ROS 2 also knows {ns}: "/" in the root namespace, where {ns}/image is no name any more.
+_SUBSTITUTION = r'\{node\}'
 _TOKEN = rf'(?:[A-Za-z_]|{_SUBSTITUTION})(?:[A-Za-z0-9_]|{_SUBSTITUTION})*'
 _TOPIC = re.compile(rf'~|(?:~?/)?{_TOKEN}(?:/{_TOKEN})*')
 
@@ -20,5 +21,6 @@ def check_topic(what: str, topic: str) -> None:
         raise ConfigError(
             f'{what} {topic!r} is no name of a ROS 2 topic: it has letters (a to z), digits and '
             "'_', in parts between '/' that are not empty and do not begin with a digit; '~/' may "
-            'stand in front, {node} and {ns} anywhere. Correct it in the robot file'
+            "stand in front, {node} anywhere, and without '/' in front it lies in the node's own "
+            'namespace. Correct it in the robot file'
         )

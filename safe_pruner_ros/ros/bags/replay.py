@@ -83,10 +83,12 @@ def timing(spec: PolicySpec, policy: PolicyConfig) -> tuple[int, float]:
 
 def facts_of_run(policy: PolicyConfig) -> dict[str, Any]:
     """Where the numbers of a report come from."""
+    facts = PolicySource.of(policy).facts()
     return {
         'policy': policy.name,
         'checkpoint': policy.checkpoint or 'shipped',
-        'device': PolicySource.of(policy).device,
+        'checkpoint_sha256': facts['checkpoint'],
+        'device': facts['device'],
         **run_facts(),
     }
 

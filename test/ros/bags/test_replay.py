@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from safe_pruner_ros import cli
-from safe_pruner_ros.policies.embedded import load_weights
+from safe_pruner_ros.policies.embedded import SHIPPED_WEIGHTS, load_weights
 
 DATA = Path(__file__).parents[4] / 'shared' / 'data'  # beside the checkout
 
@@ -34,6 +35,7 @@ def report(replayed):
 
 def test_an_exceeded_limit_is_exit_code_1_and_named(replayed, report):
     assert replayed[0] == 1 and report['passed'] is False
+    assert sha256(SHIPPED_WEIGHTS.read_bytes()).hexdigest().startswith(report['checkpoint_sha256'])
     unpruned, safe, fastv = report['methods']
     assert all('max_deviation_rad' in method['exceeded'][0] for method in (safe, fastv))
     assert not unpruned['exceeded']
