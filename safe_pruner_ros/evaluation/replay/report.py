@@ -114,8 +114,10 @@ def _facts(report: Mapping[str, Any]) -> str:
     return escape(
         f'{report["policy_steps"]} policy steps over {report["duration_s"]:.1f} s. '
         f'Instruction: {said}. {report["execution_horizon"]} actions of '
-        f'{report["period_s"]:g} s are executed of each chunk. Policy {report.get("policy", "")}, '
-        f'checkpoint {report.get("checkpoint_sha256", "unknown")}, commit {report.get("commit", "unknown")}, {report.get("date", "")}.'
+        f'{report["period_s"]:g} s are executed of each chunk. '
+        f'Policy {report.get("policy", "")}, '
+        f'checkpoint {report.get("checkpoint_sha256", "unknown")}, '
+        f'commit {report.get("commit", "unknown")}, {report.get("date", "")}.'
     )
 
 
