@@ -107,7 +107,7 @@ class DiverseForecast(SafePruner):
 
     def observe(self, context: StepContext, plan: StepPlan, attention: StepAttention) -> None:
         """A key timestep is stored as in SAFE-Pruner; a pruned step renews what it measured. A
-        step whose attention cannot be used leaves everything as it was."""
+        step whose attention cannot be used leaves that as it was; the next one runs in full."""
         if plan.retained is None or not self.config.forecast:
             super().observe(context, plan, attention)
             return
@@ -115,6 +115,7 @@ class DiverseForecast(SafePruner):
         requests = (self._requests.shift, *self._requests.deep)
         measured = torch.stack([attention.saliency[request] for request in requests]).float()
         if not bool(is_usable(measured)):
+            self.force_keyframe()
             return
         keyframe = self._cache.get()
         if keyframe is None or context.step <= keyframe.step:  # an episode that starts pruned

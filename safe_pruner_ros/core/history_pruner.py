@@ -67,13 +67,18 @@ class HistoryPruner(ScorePruner, ABC):
         return StepPlan(retained=None, keyframe=reason)
 
     def observe(self, context: StepContext, plan: StepPlan, attention: StepAttention) -> None:
-        """Remember what the rows looked at; a step in doubt leaves nothing behind."""
+        """Remember what the rows looked at. A step in doubt leaves nothing behind; what cannot be
+        used is a gap in the memory, so that the next step runs in full."""
         measured = torch.stack([attention.saliency[request] for request in self.deep_requests])
         saliency = measured.float().mean(dim=0)
-        if not plan.fallback and bool(is_usable(saliency)):
-            self._history.put(context, saliency)
-            if plan.retained is None:
-                self._keyframe_forced = False
+        if plan.fallback:
+            return
+        if not bool(is_usable(saliency)):
+            self.force_keyframe()
+            return
+        self._history.put(context, saliency)
+        if plan.retained is None:
+            self._keyframe_forced = False
 
     def force_keyframe(self) -> None:
         """The next step that ends well runs in full."""

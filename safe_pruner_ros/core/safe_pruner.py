@@ -163,7 +163,8 @@ class SafePruner:
         """Store a new keyframe after a key timestep (Eq. 3, 7).
 
         A step in doubt stores nothing: the old keyframe, or none, is better than a wrong one,
-        and the reason to renew it persists.
+        and the reason to renew it persists. Where only what was measured late cannot be used,
+        the next step is a key timestep.
         """
         if plan.keyframe is None or plan.fallback:
             return
@@ -176,6 +177,7 @@ class SafePruner:
             )
         saliency = torch.stack([attention.saliency[request] for request in remembered]).float()
         if not bool(is_usable(saliency)):
+            self.force_keyframe()
             return
         self._cache.put(
             Keyframe(

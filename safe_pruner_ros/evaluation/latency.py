@@ -24,7 +24,7 @@ from safe_pruner_ros.evaluation.rollout import Environment, RolloutSettings, run
 from safe_pruner_ros.policies.policy import Policy
 from safe_pruner_ros.types import Observation
 
-STAGES = ('preprocess', 'vision', 'shallow', 'scoring', 'deep', 'head', 'total')
+STAGES = ('preprocess', 'vision', 'shallow', 'scoring', 'deep', 'head', 'observe', 'total')
 UNPRUNED, KEY, PRUNED, METHOD = 'unpruned', 'key', 'pruned', 'method'
 Episodes = Sequence[Sequence[Observation]]
 

@@ -4,7 +4,8 @@ A file holds ``about`` and a list of ``runs``; each run is one results folder::
 
     - name: pick_place            # its folder under --out
       task: pick_place
-      methods: [all, "safe_pruner:published"]     # 'all': every method of the catalog
+      methods: [all, "safe_pruner:published"]     # 'all': every method of the catalog; a list in
+                                  # the list (a YAML alias) stands for what is in it
       retention: [0.3, 0.1]
       split: test
       episodes: 300               # the first so many seeds of the split
@@ -137,5 +138,8 @@ def _methods(methods: Any, where: str) -> tuple[str, ...]:
         raise ValueError(f'{where}: methods must be a list, got {methods!r}')
     chosen: dict[str, None] = {}
     for method in methods:
-        chosen |= dict.fromkeys(METHODS if method == 'all' else [str(method)])
+        if isinstance(method, list):
+            chosen |= dict.fromkeys(_methods(method, where))
+        else:
+            chosen |= dict.fromkeys(METHODS if method == 'all' else [str(method)])
     return tuple(chosen)

@@ -113,7 +113,8 @@ class PruningTrace:
 @dataclass(frozen=True)
 class PolicyOutput:
     """``latency_ms``: wall time by stage; keys preprocess, vision, shallow, scoring, deep, head,
-    total (scoring = saliency + matching + selection)."""
+    observe, total (scoring = saliency + matching + selection; observe = what the method remembers,
+    a memory's own matching included; not in `Policy.predict_unpruned`)."""
 
     chunk: ActionChunk
     trace: PruningTrace

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from time import perf_counter_ns
 from typing import Any
 
 from safe_pruner_ros.core.catalog import accepted_settings, build_pruner
@@ -47,15 +48,18 @@ class PrunedPolicy(ABC):
     def _run(
         self, observation: Observation, pruner: Pruner, step: int
     ) -> tuple[DecoderOutput, ActionChunk, dict[str, float]]:
-        """One step: decoder output, actions, latency by stage. Changes nothing of the policy, and
-        with the same ``step`` draws the same noise."""
+        """One step: decoder output, actions, latency by stage in a dict of its own. Changes
+        nothing of the policy, and with the same ``step`` draws the same noise."""
 
     def predict(self, observation: Observation) -> PolicyOutput:
         pruner = self._pruner  # `update_pruner` may replace it meanwhile
         out, chunk, latency_ms = self._run(observation, pruner, self._step)
         # Only a step whose action is good may shape the next ones.
+        began = perf_counter_ns()
         pruner.observe(out.context, out.plan, out.attention)
+        observe_ms = (perf_counter_ns() - began) / 1e6
         self._step += 1
+        latency_ms |= {'observe': observe_ms, 'total': latency_ms['total'] + observe_ms}
         return PolicyOutput(chunk, pruning_trace(out, pruner), latency_ms)
 
     def predict_unpruned(self, observation: Observation) -> PolicyOutput:

@@ -72,7 +72,7 @@ def status_message(report: StepReport, policy: str, now_ns: int) -> PruningStatu
     msg.latency_preprocess_ms = _stage(latency, 'preprocess')
     msg.latency_vision_ms = _stage(latency, 'vision')
     msg.latency_decoder_ms = _stage(latency, 'shallow', 'deep')
-    msg.latency_scoring_ms = _stage(latency, 'scoring')
+    msg.latency_scoring_ms = _stage(latency, 'scoring') + latency.get('observe', 0.0)
     msg.latency_head_ms = _stage(latency, 'head')
     msg.latency_total_ms = _stage(latency, 'total')
     msg.observation_stamp = ns_to_stamp(report.observation_stamp_ns)

@@ -41,6 +41,29 @@ def test_divprune(seed, scope, layout, fake_decoder, n_layers):
 
 
 @EVERY_CASE
+@pytest.mark.parametrize('queries', ['last', 'action', 'text', 'prefill'])
+def test_fastv(seed, scope, queries, layout, fake_decoder, n_layers):
+    decoder = build(
+        fake_decoder, layout, n_layers, 'fastv', seed, scope, pruning_layer=2, queries=queries
+    )
+    saliency = decoder.saliency[SaliencyRequest(1, queries)].tolist()
+    expected = [i for members, n in groups(scope) for i in top(saliency, members, n)]
+    assert retained(decoder.step(0)) == sorted(expected)
+
+
+@pytest.mark.parametrize('scope', ['joint', 'per_view'])
+def test_random_draws_each_token_as_often(scope, layout, fake_decoder, n_layers):
+    decoder = build(fake_decoder, layout, n_layers, 'random', 0, scope)
+    n_draws = 2000
+    drawn = [index for step in range(n_draws) for index in retained(decoder.step(step))]
+    for members, n in groups(scope):
+        share = n / len(members)
+        tolerance = 4 * math.sqrt(share * (1 - share) / n_draws)  # four standard deviations
+        for index in members:
+            assert abs(drawn.count(index) / n_draws - share) < tolerance
+
+
+@EVERY_CASE
 def test_sparsevlm(seed, scope, layout, fake_decoder, n_layers):
     decoder = build(fake_decoder, layout, n_layers, 'sparsevlm', seed, scope)
     visual, text = decoder.features.tolist(), decoder.embeddings[21:25].tolist()

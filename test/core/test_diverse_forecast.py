@@ -152,14 +152,17 @@ def test_the_shift_is_measured_from_the_last_key_timestep(make):
 
 
 @pytest.mark.parametrize('bad', [float('nan'), 0.0])
-def test_deep_saliency_that_is_unusable_changes_nothing(make, bad):
+def test_deep_saliency_that_is_unusable_is_followed_by_a_key_timestep(make, bad):
     spoilt, plain = make(), make()
     for decoder in (spoilt, plain):
         decoder.step(0)
         decoder.step(1)
     broken = {request: torch.full((20,), bad) for request in spoilt.pruner.deep_requests}
     spoilt.step(2, saliency=broken)
-    assert retained(spoilt.step(3)) == retained(plain.step(3))
+    plain.pruner.force_keyframe()
+    for decoder in (spoilt, plain):
+        assert decoder.step(3).keyframe is KeyframeReason.FORCED
+    assert retained(spoilt.step(4)) == retained(plain.step(4)) is not None
 
 
 def test_a_forced_first_step_is_full(make):

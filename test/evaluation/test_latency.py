@@ -38,5 +38,5 @@ def test_a_stage_that_nobody_measured_is_an_empty_cell() -> None:
         Sample(PRUNED, 0, {'shallow': 0.5, 'deep': 1.0, 'total': 2.0}),
     ]
     lines = markdown_table(statistics(samples)).splitlines()
-    assert lines[2] == '| unpruned | 1 |  |  |  |  | 3.00 |  | 4.00 | 4.00 | 4.00 |'
-    assert lines[3] == '| pruned | 1 |  |  | 0.50 |  | 1.00 |  | 2.00 | 2.00 | 2.00 |'
+    assert lines[2] == '| unpruned | 1 |  |  |  |  | 3.00 |  |  | 4.00 | 4.00 | 4.00 |'
+    assert lines[3] == '| pruned | 1 |  |  | 0.50 |  | 1.00 |  |  | 2.00 | 2.00 | 2.00 |'

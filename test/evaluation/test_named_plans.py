@@ -57,6 +57,14 @@ def test_safe_pruner_is_compared_as_it_was_tuned(name: str) -> None:
         assert run.configured['safe_pruner'] == as_tuned
 
 
+def test_an_alias_in_a_list_of_methods_stands_for_its_entries(tmp_path: Path) -> None:
+    path = tmp_path / 'plan.yaml'
+    text = RUN.replace('[random]', '[[random, fastv], unpruned, random]')
+    path.write_text(f'runs: [{{{text}}}]')
+    (run,) = load_named_plan(str(path), SPLITS)
+    assert run.methods == ('random', 'fastv', 'unpruned')
+
+
 def test_choices_are_made_on_validation_scenes() -> None:
     for name in ('sweeps', 'baseline_options'):
         assert {run.split for run in load_named_plan(name, SPLITS)} == {'validation'}

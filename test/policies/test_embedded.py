@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -239,6 +240,20 @@ def test_a_failed_step_leaves_no_keyframe_behind() -> None:
     with torch.no_grad():
         tested.model.head[-1].bias[0] = 0.0
     assert tested.predict(observation()).trace.keyframe_reason == 'first step'
+
+
+def test_what_the_method_remembers_is_part_of_its_latency(monkeypatch) -> None:
+    tested = policy(retention_ratio=0.25)
+    observe = tested._pruner.observe
+
+    def slowly(*args: object) -> None:
+        sleep(0.02)
+        observe(*args)
+
+    monkeypatch.setattr(tested._pruner, 'observe', slowly)
+    latency = tested.predict(observation()).latency_ms
+    assert latency['observe'] >= 20
+    assert latency['total'] >= 20 + latency['vision'] + latency['shallow'] + latency['deep']
 
 
 def test_missing_view_and_wrong_joint_count_are_named() -> None:

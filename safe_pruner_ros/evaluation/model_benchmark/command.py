@@ -149,9 +149,8 @@ def table(result: Mapping[str, Any]) -> str:
             'step p50',
             'p90',
             'p99',
-            'after p50',
         ],
-        ['---', *['---:'] * (len(STAGES) + 5)],
+        ['---', *['---:'] * (len(STAGES) + 4)],
     ]
     for mode, found in result['modes'].items():
         whole, ms = found['ms']['step'], found['ms']
@@ -164,7 +163,6 @@ def table(result: Mapping[str, Any]) -> str:
                 str(found['samples']),
                 *(f'{ms[stage]["p50"]:.2f}' for stage in STAGES),
                 *(f'{whole[name]:.2f}' for name in ('p50', 'p90', 'p99')),
-                f'{ms["after"]["p50"]:.2f}',
             ]
         )
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows) + '\n'

@@ -5,16 +5,14 @@ order, in one process; ratios are taken within a round. Key timesteps are asked 
 (`Policy.force_keyframe`) and subtask boundaries switched off, for attention of random weights
 means nothing; the mix at a keyframe share is computed, not sampled.
 
-Scopes: `step` is all of `Policy.predict` until the chunk is there, images to joint targets;
-`model` leaves out the preprocessing; `backbone` is the decoder's prefill with the choice of
-tokens, nearest to what papers report. `after` is what a step leaves to be done when its chunk has
-been handed over (`Pruner.observe`).
+Scopes: `step` is all of `Policy.predict`, images to joint targets; `model` leaves out the
+preprocessing; `backbone` is the decoder's prefill with the choice of tokens, nearest to what
+papers report. The stage `observe` is the method's memory (`Pruner.observe`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from safe_pruner_ros.evaluation.latency import KEY, METHOD, PRUNED, UNPRUNED, Sa
 from safe_pruner_ros.policies.policy import Policy
 from safe_pruner_ros.types import Observation
 
-STAGES = ('preprocess', 'vision', 'shallow', 'scoring', 'deep', 'head')
+STAGES = ('preprocess', 'vision', 'shallow', 'scoring', 'deep', 'head', 'observe')
 SCOPES = ('backbone', 'model', 'step')
 
 
@@ -55,26 +53,23 @@ def measure(
             policy = unpruned if mode == UNPRUNED else method
             if mode == KEY:
                 policy.force_keyframe()
-            began = perf_counter_ns()
             output = policy.predict(observation)
-            took = (perf_counter_ns() - began) / 1e6
             if policy is method:
                 mode = PRUNED if output.trace.n_retained < output.trace.n_visual else KEY
-            samples.append(Sample(str(mode), number, _with_scopes(output.latency_ms, took)))
+            samples.append(Sample(str(mode), number, _with_scopes(output.latency_ms)))
             found[str(mode)] = output.chunk.positions
         if PRUNED in found and UNPRUNED in found:
             errors.append(np.abs(found[PRUNED] - found[UNPRUNED]))
     return samples, errors
 
 
-def _with_scopes(latency_ms: Mapping[str, float], predict_ms: float) -> dict[str, float]:
+def _with_scopes(latency_ms: Mapping[str, float]) -> dict[str, float]:
     total = latency_ms['total']
     return {
         **latency_ms,
         'backbone': latency_ms['shallow'] + latency_ms['scoring'] + latency_ms['deep'],
         'model': total - latency_ms['preprocess'],
         'step': total,
-        'after': predict_ms - total,
     }
 
 
@@ -116,7 +111,7 @@ def summarise(samples: Sequence[Sample], keyframe_share: float) -> dict[str, Any
 
 def _percentiles(samples: Sequence[Sample], weights: Sequence[float]) -> dict[str, Any]:
     result = {}
-    for stage in (*STAGES, *SCOPES, 'after'):
+    for stage in (*STAGES, *SCOPES):
         values = np.array([sample.latency_ms[stage] for sample in samples])
         order = np.argsort(values)
         reached = np.cumsum(np.array(weights)[order]) / sum(weights)

@@ -141,7 +141,7 @@ def test_a_pruned_step_keeps_the_stated_number(cogact_tiny: SimpleNamespace) -> 
     first, second = (tested.predict(observation(seed)) for seed in range(2))
     assert first.trace.keyframe_reason == 'first step' and first.trace.n_retained == 16
     assert not second.trace.is_key_timestep and second.trace.n_retained == 4
-    stages = {'preprocess', 'vision', 'shallow', 'scoring', 'deep', 'head', 'total'}
+    stages = {'preprocess', 'vision', 'shallow', 'scoring', 'deep', 'head', 'observe', 'total'}
     assert set(second.latency_ms) == stages
     changed = tested.predict(observation(instruction='pick up the blue block'))
     assert changed.trace.keyframe_reason == 'instruction changed'
