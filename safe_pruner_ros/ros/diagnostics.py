@@ -114,10 +114,10 @@ def _state(facts: NodeFacts) -> Check:
         text = f'{facts.lifecycle}: no commands are sent'
         waiting = _join(loop.reasons)
         return Check('state', OK, f'{text}; missing: {waiting}' if waiting else text, values)
-    if hangs := _hangs(facts):
+    if silent := why_silent(facts):
         # What the loop said last is as old as its last tick.
-        values |= {'state': 'HOLD', 'codes': hangs.code.value}
-        return Check('state', ERROR, f'HOLD: {hangs}', values)
+        values |= {'state': 'HOLD', 'codes': silent.code.value}
+        return Check('state', ERROR, f'HOLD: {silent}', values)
     if loop.state == 'FAULT':
         text = f'FAULT: {_join(loop.reasons)}; remove the cause, then call ~/reset'
         return Check('state', ERROR, text, values)
@@ -126,8 +126,8 @@ def _state(facts: NodeFacts) -> Check:
     return Check('state', OK, 'RUN' + (' (dry run)' if facts.dry_run else ''), values)
 
 
-def _hangs(facts: NodeFacts) -> Reason | None:
-    """Only seen from outside: a control thread that hangs can say nothing itself."""
+def why_silent(facts: NodeFacts) -> Reason | None:
+    """None: the control thread ticks. Only seen from outside: one that hangs can say nothing."""
     if facts.silent_s <= MAX_TICK_GAP_S:
         return None
     text = (
@@ -332,8 +332,8 @@ def _commands(facts: NodeFacts) -> Check:
         'late_ticks': facts.late_ticks,
     }
     values.update({f'subscribers {topic}': n for topic, n in facts.listeners.items()})
-    if hangs := _hangs(facts):
-        return Check('commands', ERROR, str(hangs), values)
+    if silent := why_silent(facts):
+        return Check('commands', ERROR, str(silent), values)
     if facts.silenced:
         return Check('commands', ERROR, facts.silenced, values)
     deaf = [topic for topic, n in facts.listeners.items() if n == 0]

@@ -43,6 +43,7 @@ from safe_pruner_ros.runtime.robot_notes import robot_notes
 # it back sooner (measured on 2 CPU cores: jitter p99 11 -> 5 ms).
 SWITCH_INTERVAL_S = 5e-4
 WATCH_PERIOD_S = 0.2
+SILENCE_LOG_PERIOD_S = 5.0
 
 
 class SafePrunerNode(LifecycleNode):
@@ -215,6 +216,8 @@ class SafePrunerNode(LifecycleNode):
         else:
             facts = session.facts(self.lifecycle)
             lines, now_ns, robot = diagnostics.checks(facts), session.now_ns(), facts.robot
+            if silent := diagnostics.why_silent(facts):
+                self.get_logger().error(str(silent), throttle_duration_sec=SILENCE_LOG_PERIOD_S)
         self._diagnostics.publish(diagnostics.to_message(lines, robot, now_ns))
 
     # ---- without a lifecycle manager

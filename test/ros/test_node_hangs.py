@@ -25,7 +25,7 @@ def run(bench, **parameters):
 
 
 @pytest.mark.parametrize('dry_run', [False, True])
-def test_a_send_that_hangs_is_an_error(bench, monkeypatch, dry_run) -> None:
+def test_a_send_that_hangs_is_an_error(bench, monkeypatch, capfd, dry_run) -> None:
     session, robot = run(bench, robot__dry_run=dry_run)
     free = threading.Event()
     monkeypatch.setattr(session._commands, 'send', lambda command: free.wait(20.0))
@@ -34,6 +34,7 @@ def test_a_send_that_hangs_is_an_error(bench, monkeypatch, dry_run) -> None:
         _, text, values = robot.diagnostics[LINES[0]]
         assert 'CONTROL_GAP' in text and 'restart the node' in text
         assert (values['state'], values['codes']) == ('HOLD', 'CONTROL_GAP')
+        assert capfd.readouterr().err.count('no command for') == 1
     finally:
         monkeypatch.undo()
         free.set()
