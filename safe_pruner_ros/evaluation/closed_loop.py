@@ -168,7 +168,7 @@ def table_cell(cell: CellSummary) -> dict[str, Any]:
         'macs_mean': _rounded(cell.macs_mean, 0),
         'scoring_macs_mean': _rounded(cell.scoring_macs_mean, 0),
         'latency_ms_p50': _rounded(cell.latency_ms_p50, 2),
-        'latency_ms_mean': _rounded(cell.latency_ms_mean, 2),
+        'latency_ms_weighted_p50': _rounded(cell.latency_ms_weighted_p50, 2),
         'policy_steps_mean': _rounded(cell.policy_steps_mean, 2),
         'versus_baseline': None if versus is None else _table_versus(cell, versus),
         'seed_first': cell.seed_first,

@@ -19,7 +19,7 @@ from safe_pruner_ros.evaluation.configurations import labeller
 from safe_pruner_ros.evaluation.palette import COLOURS
 from safe_pruner_ros.evaluation.results import Record
 from safe_pruner_ros.evaluation.success_plots import Quantity, draw_rates, draw_success
-from safe_pruner_ros.evaluation.summary import CellSummary, cell_key
+from safe_pruner_ros.evaluation.summary import CellSummary, all_weighted, cell_key
 
 SUCCESS, FAILURE = COLOURS[:2]
 SHOWN_EPISODES = 40
@@ -57,10 +57,10 @@ def write_plots(
 
 
 def _latency(cells: Sequence[CellSummary]) -> tuple[Quantity, str]:
-    """The mean, which has the key timesteps in it, where all cells have one."""
-    if all(cell.latency_ms_mean is not None for cell in cells):
-        return lambda cell: cell.latency_ms_mean, (
-            'latency of a policy step, ms (mean, key timesteps counted in)'
+    """The figure that has the key timesteps in it, where all cells have one."""
+    if all_weighted(cells):
+        return lambda cell: cell.latency_ms_weighted_p50, (
+            'latency of a policy step, ms\n(medians of key and of other timesteps, weighted)'
         )
     return lambda cell: cell.latency_ms_p50, 'latency of a policy step, ms (median)'
 

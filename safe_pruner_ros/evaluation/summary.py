@@ -17,6 +17,7 @@ from safe_pruner_ros.evaluation.statistics import (
     clustered_wilson,
     paired_difference,
 )
+from safe_pruner_ros.evaluation.step_latency import weighted_p50_ms
 
 Pair = tuple[int, int | None]
 CellKey = tuple[str, str, str, float]  # config, task, variant, retention_ratio
@@ -43,10 +44,11 @@ class CellSummary:
 
     Rates are shares, ``low``/``high`` their 95 % Wilson interval (`clustered_wilson` where a scene
     has several episodes); means are over episodes, None where nothing was measured.
-    ``keyframe_share``: key timesteps of all policy steps. ``versus_baseline`` is None for the
-    baseline itself. Without pairs ``no_pairs`` says why, and ``baseline`` is None unless there is
-    a cell that shares no episode. ``config``: what the episodes share beside method and scene
-    (checkpoint, horizon, ...), {} where the lines do not say.
+    ``keyframe_share``: key timesteps of all policy steps. ``latency_ms_weighted_p50``: see
+    `weighted_p50_ms`. ``versus_baseline`` is None for the baseline itself. Without pairs
+    ``no_pairs`` says why, and ``baseline`` is None unless there is a cell that shares no episode.
+    ``config``: what the episodes share beside method and scene (checkpoint, horizon, ...), {}
+    where the lines do not say.
     """
 
     task: str
@@ -66,7 +68,7 @@ class CellSummary:
     macs_mean: float | None
     scoring_macs_mean: float | None
     latency_ms_p50: float | None
-    latency_ms_mean: float | None
+    latency_ms_weighted_p50: float | None
     policy_steps_mean: float | None
     versus_baseline: PairedDifference | None
     baseline: BaselineCell | None
@@ -168,7 +170,7 @@ def _summarise(
         macs_mean=_step_mean(records, 'macs_mean'),
         scoring_macs_mean=_step_mean(records, 'scoring_macs_mean'),
         latency_ms_p50=_median(_values(records, 'latency_ms_p50')),
-        latency_ms_mean=_step_mean(records, 'latency_ms_mean'),
+        latency_ms_weighted_p50=weighted_p50_ms(records),
         policy_steps_mean=float(np.mean(steps)) if steps else None,
         versus_baseline=versus,
         baseline=_baseline_cell(other, cells[other]) if versus and other else None,
@@ -214,6 +216,15 @@ def _step_mean(records: Sequence[Record], name: str) -> float | None:
 
 def _median(values: Sequence[float]) -> float | None:
     return float(np.median(values)) if values else None
+
+
+def all_weighted(cells: Iterable[CellSummary]) -> bool:
+    """Has every cell with a latency the one that counts key timesteps in? Older ones lack it."""
+    return all(
+        cell.latency_ms_weighted_p50 is not None
+        for cell in cells
+        if cell.latency_ms_p50 is not None
+    )
 
 
 def as_dict(cell: CellSummary) -> dict[str, Any]:

@@ -8,7 +8,13 @@ from safe_pruner_ros.evaluation.baselines import Baseline
 from safe_pruner_ros.evaluation.configurations import Show, differing
 from safe_pruner_ros.evaluation.results import Record
 from safe_pruner_ros.evaluation.statistics import holm
-from safe_pruner_ros.evaluation.summary import NO_RATIO, NOT_HERE, CellSummary, summarise
+from safe_pruner_ros.evaluation.summary import (
+    NO_RATIO,
+    NOT_HERE,
+    CellSummary,
+    all_weighted,
+    summarise,
+)
 
 Column = tuple[str, Callable[[CellSummary], str]]
 HINT = 'write METHOD@RATIO to compare all rows with one of its cells'
@@ -40,9 +46,12 @@ def markdown_table(cells: Sequence[CellSummary]) -> str:
     ]
     if any(cell.scoring_macs_mean is not None for cell in cells):
         columns.append(('scoring MMACs', lambda c: _number(c.scoring_macs_mean, '.2f', 1e-6)))
-    columns.append(('step ms p50', lambda c: _number(c.latency_ms_p50, '.1f')))
-    if any(cell.latency_ms_mean is not None for cell in cells):
-        columns.append(('step ms mean', lambda c: _number(c.latency_ms_mean, '.1f')))
+    if not all_weighted(cells):
+        columns.append(('step ms p50', lambda c: _number(c.latency_ms_p50, '.1f')))
+    if any(cell.latency_ms_weighted_p50 is not None for cell in cells):
+        columns.append(
+            ('step ms weighted p50', lambda c: _number(c.latency_ms_weighted_p50, '.1f'))
+        )
     columns.append(('steps', lambda c: _number(c.policy_steps_mean, '.1f')))
     if any(cell.errors for cell in cells):
         columns.append(('errors', lambda c: str(c.errors)))

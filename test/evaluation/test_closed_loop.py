@@ -233,12 +233,18 @@ def test_plots_keep_configurations_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ('means', 'label'), [((20.0, 30.0), 'mean, key timesteps'), ((20.0, None), 'median')]
+    ('medians', 'label', 'expected'),
+    [
+        ((20.0, 30.0), 'medians of key and of other timesteps', [20.0, 30.0]),
+        ((20.0, None), 'ms (median)', [11.0, 11.0]),
+    ],
 )
-def test_latency_is_the_mean_where_all_cells_have_it(means, label, tmp_path, monkeypatch) -> None:
+def test_latency_counts_key_timesteps_in_where_all_cells_can(
+    medians, label, expected, tmp_path, monkeypatch
+) -> None:
     episodes = [
-        episode(method, 1, True, latency_ms_mean=mean)
-        for method, mean in zip(('unpruned', 'fastv'), means, strict=True)
+        episode(method, 1, True, latency_ms_pruned_p50=median, latency_ms_mean=78_900.0)
+        for method, median in zip(('unpruned', 'fastv'), medians, strict=True)
     ]
     drawn = {}
 
@@ -248,7 +254,7 @@ def test_latency_is_the_mean_where_all_cells_have_it(means, label, tmp_path, mon
     monkeypatch.setattr(plots, 'draw_success', remember)
     plots.write_plots(tmp_path, summarise(episodes), episodes)
     (values,) = (drawn[text] for text in drawn if 'latency' in text and label in text)
-    assert values == ([20.0, 30.0] if None not in means else [11.0, 11.0])
+    assert values == expected
 
 
 def test_plots_show_what_was_measured() -> None:
