@@ -17,7 +17,7 @@ from safe_pruner_ros.evaluation.statistics import (
     clustered_wilson,
     paired_difference,
 )
-from safe_pruner_ros.evaluation.step_latency import weighted_p50_ms
+from safe_pruner_ros.evaluation.step_latency import StepLatency, in_run, step_latency
 
 Pair = tuple[int, int | None]
 CellKey = tuple[str, str, str, float]  # config, task, variant, retention_ratio
@@ -44,11 +44,10 @@ class CellSummary:
 
     Rates are shares, ``low``/``high`` their 95 % Wilson interval (`clustered_wilson` where a scene
     has several episodes); means are over episodes, None where nothing was measured.
-    ``keyframe_share``: key timesteps of all policy steps. ``latency_ms_weighted_p50``: see
-    `weighted_p50_ms`. ``versus_baseline`` is None for the baseline itself. Without pairs
-    ``no_pairs`` says why, and ``baseline`` is None unless there is a cell that shares no episode.
-    ``config``: what the episodes share beside method and scene (checkpoint, horizon, ...), {}
-    where the lines do not say.
+    ``keyframe_share``: key timesteps of all policy steps. ``versus_baseline`` is None for the
+    baseline itself. Without pairs ``no_pairs`` says why, and ``baseline`` is None unless there is
+    a cell that shares no episode. ``config``: what the episodes share beside method and scene
+    (checkpoint, horizon, ...), {} where the lines do not say.
     """
 
     task: str
@@ -67,8 +66,7 @@ class CellSummary:
     keyframe_share: float | None
     macs_mean: float | None
     scoring_macs_mean: float | None
-    latency_ms_p50: float | None
-    latency_ms_weighted_p50: float | None
+    latency: StepLatency
     policy_steps_mean: float | None
     versus_baseline: PairedDifference | None
     baseline: BaselineCell | None
@@ -84,12 +82,15 @@ def summarise(episodes: Iterable[Record], baseline: str = 'unpruned') -> list[Ce
     """One CellSummary a cell, by task, variant (baseline first, then as catalogued) and falling
     ratio. ``baseline`` as in `Baseline`: with a ratio that cell is taken, without one the cell of
     the same ratio, or its only one. If unpruned, the default, ran nowhere, the first cell of each
-    task is.
+    task is. Episodes that do not say their run (`in_run`) are all of one.
 
     Raises ResultsError when episodes of one name ran with different settings.
     """
     against = Baseline.parse(baseline)
     cells: dict[CellKey, dict[Pair, Record]] = {}
+    episodes = list(episodes)
+    if not any('run' in episode for episode in episodes):
+        episodes = in_run(episodes)
     for episode in episodes:
         cell = cells.setdefault(cell_key(episode), {})
         cell[episode['seed'], episode['asked_object']] = episode
@@ -169,8 +170,7 @@ def _summarise(
         keyframe_share=sum(_values(records, 'keyframes')) / sum(steps) if sum(steps) else None,
         macs_mean=_step_mean(records, 'macs_mean'),
         scoring_macs_mean=_step_mean(records, 'scoring_macs_mean'),
-        latency_ms_p50=_median(_values(records, 'latency_ms_p50')),
-        latency_ms_weighted_p50=weighted_p50_ms(records),
+        latency=step_latency(records),
         policy_steps_mean=float(np.mean(steps)) if steps else None,
         versus_baseline=versus,
         baseline=_baseline_cell(other, cells[other]) if versus and other else None,
@@ -214,16 +214,12 @@ def _step_mean(records: Sequence[Record], name: str) -> float | None:
     return float(np.average(values, weights=weights))
 
 
-def _median(values: Sequence[float]) -> float | None:
-    return float(np.median(values)) if values else None
-
-
 def all_weighted(cells: Iterable[CellSummary]) -> bool:
     """Has every cell with a latency the one that counts key timesteps in? Older ones lack it."""
     return all(
-        cell.latency_ms_weighted_p50 is not None
+        cell.latency.weighted_p50_ms is not None
         for cell in cells
-        if cell.latency_ms_p50 is not None
+        if cell.latency.p50_ms is not None
     )
 
 

@@ -18,7 +18,9 @@ from safe_pruner_ros.evaluation.summary import (
 
 Column = tuple[str, Callable[[CellSummary], str]]
 HINT = 'write METHOD@RATIO to compare all rows with one of its cells'
-LEFT = ('task', 'method')
+LEFT = ('task', 'method', 'run')
+WEIGHTED = 'step ms weighted p50'
+TO_UNPRUNED = 'step / unpruned'
 
 
 def markdown_table(cells: Sequence[CellSummary]) -> str:
@@ -46,12 +48,7 @@ def markdown_table(cells: Sequence[CellSummary]) -> str:
     ]
     if any(cell.scoring_macs_mean is not None for cell in cells):
         columns.append(('scoring MMACs', lambda c: _number(c.scoring_macs_mean, '.2f', 1e-6)))
-    if not all_weighted(cells):
-        columns.append(('step ms p50', lambda c: _number(c.latency_ms_p50, '.1f')))
-    if any(cell.latency_ms_weighted_p50 is not None for cell in cells):
-        columns.append(
-            ('step ms weighted p50', lambda c: _number(c.latency_ms_weighted_p50, '.1f'))
-        )
+    columns += _latency(cells)
     columns.append(('steps', lambda c: _number(c.policy_steps_mean, '.1f')))
     if any(cell.errors for cell in cells):
         columns.append(('errors', lambda c: str(c.errors)))
@@ -81,7 +78,7 @@ def comparison_table(cells: Sequence[CellSummary]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; 'task' and 'method' to the left, all else to the right."""
+    """A Markdown table; names to the left, all else to the right."""
     rules = ['---' if name in LEFT else '---:' for name in head]
     return ''.join('| ' + ' | '.join(row) + ' |\n' for row in (head, rules, *rows))
 
@@ -90,7 +87,7 @@ def markdown_summary(episodes: Sequence[Record], baselines: Sequence[str]) -> st
     """The table of all cells against the first baseline, then a comparison with each other one,
     or a line that says why there is none."""
     cells = summarise(episodes, baselines[0])
-    text = _caption(cells, baselines[0]) + markdown_table(cells)
+    text = _caption(cells, baselines[0]) + markdown_table(cells) + _latency_note(cells)
     for baseline in baselines[1:]:
         text += '\n' + _comparison(summarise(episodes, baseline), baseline)
     return text
@@ -158,6 +155,46 @@ def _scenes(cells: Sequence[CellSummary]) -> list[Column]:
     """Only where it is another number than that of the episodes."""
     several = any(cell.scenes < cell.episodes for cell in cells)
     return [('scenes', lambda c: str(c.scenes))] if several else []
+
+
+def _latency(cells: Sequence[CellSummary]) -> list[Column]:
+    """What was measured; with the run where rows of one task are of several."""
+    columns: list[Column] = []
+    if _several_runs(cells):
+        columns.append(('run', lambda c: c.latency.run))
+    if not all_weighted(cells):
+        columns.append(('step ms p50', lambda c: _number(c.latency.p50_ms, '.1f')))
+    if any(cell.latency.weighted_p50_ms is not None for cell in cells):
+        columns.append((WEIGHTED, lambda c: _number(c.latency.weighted_p50_ms, '.1f')))
+    if any(cell.latency.ratio_to_unpruned is not None for cell in cells):
+        columns.append((TO_UNPRUNED, lambda c: _number(c.latency.ratio_to_unpruned, '.2f')))
+    return columns
+
+
+def _latency_note(cells: Sequence[CellSummary]) -> str:
+    """What the columns of `_latency` cannot say themselves."""
+    names = [name for name, _ in _latency(cells)]
+    notes = []
+    if WEIGHTED in names:
+        notes.append(
+            f'`{WEIGHTED}`: medians of key timesteps and of all others, weighted by their share.'
+        )
+    if 'run' in names:
+        notes.append(
+            'Milliseconds of two runs cannot be compared: they were measured at other times, '
+            'beside another load.'
+        )
+    if TO_UNPRUNED in names:
+        notes.append(
+            f'`{TO_UNPRUNED}`: the same of ratios to unpruned in the same scene of the same run, '
+            'empty where it did not run; below 1 is faster.'
+        )
+    return f'\n{" ".join(notes)}\n' if notes else ''
+
+
+def _several_runs(cells: Sequence[CellSummary]) -> bool:
+    tasks = {cell.task for cell in cells}
+    return len({(cell.task, cell.latency.run) for cell in cells}) > len(tasks)
 
 
 def _of_baseline() -> list[Column]:

@@ -86,7 +86,7 @@ def test_a_machine_that_stood_still_does_not_show_in_the_latency() -> None:
         for seed in range(100)
     ]
     (cell,) = summarise(episodes)
-    assert cell.latency_ms_weighted_p50 == 22.0
+    assert cell.latency.weighted_p50_ms == 22.0
     assert '22.0' in markdown_table([cell]) and '78' not in markdown_table([cell])
 
 
@@ -98,7 +98,7 @@ def test_latency_counts_key_timesteps_in() -> None:
         episode('safe_pruner', 2, True, policy_steps=0, keyframes=0, **measured(None, None)),
     ]
     (cell,) = summarise(episodes)
-    assert cell.latency_ms_weighted_p50 == pytest.approx(0.25 * 45 + 0.75 * 21)
+    assert cell.latency.weighted_p50_ms == pytest.approx(0.25 * 45 + 0.75 * 21)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_latency_counts_key_timesteps_in() -> None:
 )
 def test_latency_of_one_kind_only(keyframes: int, latencies: dict, expected: object) -> None:
     (cell,) = summarise([episode('safe_pruner', 0, True, keyframes=keyframes, **latencies)])
-    assert cell.latency_ms_weighted_p50 == expected
-    assert cell.latency_ms_p50 == 10.0  # what older records have stays readable
+    assert cell.latency.weighted_p50_ms == expected
+    assert cell.latency.p50_ms == 10.0  # what older records have stays readable
 
 
 def test_first_cell_is_the_baseline_where_unpruned_did_not_run() -> None:
