@@ -80,13 +80,13 @@ class CellSummary:
 
 def summarise(episodes: Iterable[Record], baseline: str = 'unpruned') -> list[CellSummary]:
     """One CellSummary a cell, by task, variant (baseline first, then as catalogued) and falling
-    ratio. ``baseline`` as in `Baseline`: with a ratio that cell is taken, without one the cell of
-    the same ratio, or its only one. If unpruned, the default, ran nowhere, the first cell of each
-    task is. Episodes that do not say their run (`in_run`) are all of one.
+    ratio. ``baseline`` as in `Baseline`, or what it stands for `among` all cells: with a ratio
+    that cell is taken, without one the cell of the same ratio, or its only one. If unpruned, the
+    default, ran nowhere, the first cell of each task is. Episodes that do not say their run
+    (`in_run`) are all of one.
 
     Raises ResultsError when episodes of one name ran with different settings.
     """
-    against = Baseline.parse(baseline)
     cells: dict[CellKey, dict[Pair, Record]] = {}
     episodes = list(episodes)
     if not any('run' in episode for episode in episodes):
@@ -95,6 +95,7 @@ def summarise(episodes: Iterable[Record], baseline: str = 'unpruned') -> list[Ce
         cell = cells.setdefault(cell_key(episode), {})
         cell[episode['seed'], episode['asked_object']] = episode
     methods = {key: str(next(iter(cell.values()))['method']) for key, cell in cells.items()}
+    against = Baseline.parse(baseline).among((methods[key], key[2], key[3]) for key in cells)
     order = sorted(cells, key=lambda key: _order(key, methods[key], against.variant))
     is_default = baseline == 'unpruned' and baseline not in methods.values()
     summaries = []

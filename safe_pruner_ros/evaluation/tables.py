@@ -98,10 +98,13 @@ def _caption(cells: Sequence[CellSummary], baseline: str) -> str:
     compared = [cell.versus_baseline for cell in cells if cell.versus_baseline]
     if not compared:
         return ''
-    did_run = bool(Baseline.parse(baseline).cells(_ran(cells)))
+    against = Baseline.parse(baseline).among(_ran(cells))
+    did_run = bool(against.cells(_ran(cells)))
     if not did_run and not any(versus.pairs for versus in compared):
-        return f'{baseline} did not run: there are no pairs.\n\n'
-    name = baseline if did_run else f'the first row of each task ({baseline} did not run)'
+        return f'{baseline} {_absence(baseline, cells)}: there are no pairs.\n\n'
+    name = 'the first row of each task (unpruned did not run)'
+    if did_run:
+        name = _name(against, baseline)
     text = f'Against {name}, on the same scenes; Holm p: corrected for all rows of the task.'
     if any(cell.no_pairs == NO_RATIO for cell in cells):
         text += f' It has several ratios: {HINT}.'
@@ -109,9 +112,9 @@ def _caption(cells: Sequence[CellSummary], baseline: str) -> str:
 
 
 def _comparison(cells: Sequence[CellSummary], baseline: str) -> str:
-    against = Baseline.parse(baseline)
+    against = Baseline.parse(baseline).among(_ran(cells))
     if not against.cells(_ran(cells)):
-        return f'No comparison with {baseline}: it did not run.\n'
+        return f'No comparison with {baseline}: it {_absence(baseline, cells)}.\n'
     others = [c for c in cells if c.retention_ratio < 1 and c.versus_baseline is not None]
     elsewhere = [cell for cell in others if cell.no_pairs == NOT_HERE]
     here = [cell for cell in others if cell.no_pairs != NOT_HERE]
@@ -119,14 +122,30 @@ def _comparison(cells: Sequence[CellSummary], baseline: str) -> str:
         reasons = ', '.join(sorted({cell.no_pairs for cell in others})) or 'no other pruned cell'
         ratios = sorted({ratio for _, _, ratio in against.cells(_ran(cells))})
         return (
-            f'No pairs with {baseline}: {reasons}. It ran at {", ".join(f"{r:g}" for r in ratios)}'
-            f'; {HINT}.\n'
+            f'No pairs with {_name(against, baseline)}: {reasons}. It ran at '
+            f'{", ".join(f"{ratio:g}" for ratio in ratios)}; {HINT}.\n'
         )
-    text = f'Each against {baseline}, on the same scenes; Holm p: corrected for all rows:\n\n'
+    text = f'Each against {_name(against, baseline)}, on the same scenes; '
+    text += 'Holm p: corrected for all rows:\n\n'
     text += comparison_table(here)
     if elsewhere:
-        text += f'\nNot compared: {len(elsewhere)} cells where {baseline} did not run.\n'
+        text += f'\nNot compared: {len(elsewhere)} cells where {against} did not run.\n'
     return text
+
+
+def _name(against: Baseline, asked: str) -> str:
+    """What the rows are compared with, and why if that is not what was asked for."""
+    if against == Baseline.parse(asked):
+        return asked
+    return f'{against}, the only variant of {asked} here'
+
+
+def _absence(baseline: str, cells: Sequence[CellSummary]) -> str:
+    asked = Baseline.parse(baseline)
+    variants = asked.variants(_ran(cells))
+    if len(variants) < 2 or asked.variant in variants:
+        return 'did not run'
+    return f'ran only as {" and ".join(variants)} (write one of them)'
 
 
 def _ran(cells: Iterable[CellSummary]) -> list[tuple[str, str, float]]:

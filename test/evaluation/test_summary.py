@@ -274,6 +274,53 @@ def test_baselines_are_written_as_methods_are(text: str, full: str) -> None:
     assert str(found) == full and Baseline.parse(full) == found
 
 
+def of_variants(variants: dict[str, int], task: str = 'pick_place') -> list[dict]:
+    """Ten episodes of each, so many of them solved."""
+    return [
+        episode(name.partition(':')[0], seed, seed < solved, variant=name, task=task)
+        for name, solved in variants.items()
+        for seed in range(10)
+    ]
+
+
+def test_the_only_variant_of_a_baseline_stands_for_it_and_is_named() -> None:
+    episodes = of_variants({'unpruned': 10, 'fastv': 5, 'safe_pruner:alpha=1': 9})
+    text = markdown_summary(episodes, ['unpruned', 'safe_pruner'])
+    assert 'Each against safe_pruner:alpha=1, the only variant of safe_pruner here, on' in text
+    assert 'against safe_pruner,' not in text
+    (row,) = read_table(text.split('Each against')[1])
+    assert (row['method'], row['only the other']) == ('fastv', '4')
+    text = markdown_summary(episodes, ['safe_pruner@0.3'])
+    assert text.startswith(
+        'Against safe_pruner@0.3:alpha=1, the only variant of safe_pruner@0.3 here, on'
+    )
+    asked = markdown_summary(episodes, ['unpruned', 'safe_pruner:alpha=1'])
+    assert 'Each against safe_pruner:alpha=1, on the same scenes' in asked
+
+
+def test_one_of_several_variants_is_not_chosen() -> None:
+    both = {'safe_pruner:alpha=1': 9, 'safe_pruner:published': 6}
+    episodes = of_variants({'unpruned': 10, 'fastv': 5, **both})
+    text = markdown_summary(episodes, ['unpruned', 'safe_pruner'])
+    why = 'ran only as safe_pruner:alpha=1 and safe_pruner:published (write one of them)'
+    assert f'No comparison with safe_pruner: it {why}.' in text and 'Each' not in text
+    first = markdown_summary(episodes, ['safe_pruner'])
+    assert first.startswith(f'safe_pruner {why}: there are no pairs.')
+    ran = [(c.method, c.variant, c.retention_ratio) for c in summarise(episodes)]
+    with pytest.raises(ValueError, match='alpha=1 and safe_pruner:published; write one of them'):
+        check_baseline(read_baseline('safe_pruner'), ran, 'these results')
+
+
+def test_no_variant_stands_for_a_baseline_that_ran_elsewhere() -> None:
+    episodes = of_variants({'fastv': 5, 'safe_pruner': 8})
+    episodes += of_variants({'fastv': 5, 'safe_pruner:alpha=1': 9}, task='pack_doll')
+    text = markdown_summary(episodes, ['fastv', 'safe_pruner'])
+    _, second = text.split('Each against safe_pruner, on the same scenes')
+    (row,) = read_table(second)
+    assert (row['method'], row['only the other']) == ('fastv', '3')
+    assert 'Not compared: 2 cells where safe_pruner did not run.' in second
+
+
 def test_baselines_that_did_not_run_are_refused() -> None:
     ran = [('unpruned', 'unpruned', 1.0), ('fastv', 'fastv', 0.25), ('fastv', 'fastv', 0.1)]
     check_baseline(read_baseline('fastv@0.1'), ran, 'these results')
