@@ -12,7 +12,7 @@ Ran = tuple[str, str, float]  # method, variant, retention_ratio of a cell
 
 @dataclass(frozen=True)
 class Baseline:
-    """A variant, or a method that stands for its first variant.
+    """A variant; a method without settings is that method as it was configured.
 
     ``retention_ratio``: of the one cell that all are compared with; None: the cell at the ratio of
     each row, or the only one there is. `str` and `parse` are each other's inverse.
@@ -33,12 +33,25 @@ class Baseline:
         ratio = '' if self.retention_ratio is None else f'@{self.retention_ratio}'
         return method + ratio + colon + settings
 
+    def among(self, ran: Iterable[Ran]) -> Baseline:
+        """Itself, or the only variant of its method in ``ran`` if it is not there. Which of
+        several is meant, nobody can know."""
+        variants = self.variants(ran)
+        if self.variant in variants or len(variants) != 1:
+            return self
+        return Baseline(variants[0], self.retention_ratio)
+
+    def variants(self, ran: Iterable[Ran]) -> list[str]:
+        """Those of its method in ``ran``, each once; none of a baseline with settings."""
+        return list(dict.fromkeys(variant for name, variant, _ in ran if name == self.variant))
+
     def cells(self, ran: Iterable[Ran]) -> list[Ran]:
-        """Those of ``ran`` that it names, all of one variant, in their order."""
-        known = [cell for cell in ran if self.retention_ratio in (None, cell[2])]
-        named = [cell for cell in known if cell[1] == self.variant]
-        named = named or [cell for cell in known if cell[0] == self.variant]
-        return [cell for cell in named if cell[1] == named[0][1]]
+        """Those of ``ran`` that it names, in their order."""
+        return [
+            cell
+            for cell in ran
+            if cell[1] == self.variant and self.retention_ratio in (None, cell[2])
+        ]
 
 
 def read_baseline(text: str) -> Baseline:
@@ -50,14 +63,20 @@ def read_baseline(text: str) -> Baseline:
 
 def check_baseline(baseline: Baseline, ran: Iterable[Ran], where: str) -> None:
     """ValueError when no cell of ``ran`` is meant; ``where`` says in the message what ran."""
-    ran = set(ran)
-    if baseline.cells(ran):
+    ran = sorted(set(ran))
+    found = baseline.among(ran)
+    if found.cells(ran):
         return
-    at_any_ratio = sorted(Baseline(baseline.variant).cells(ran))
+    at_any_ratio = Baseline(found.variant).cells(ran)
     if at_any_ratio:
         ratios = ', '.join(f'{ratio:g}' for _, _, ratio in at_any_ratio)
         raise ValueError(
-            f'--baseline {baseline}: among {where} {baseline.variant} has the ratios {ratios} only'
+            f'--baseline {baseline}: among {where} {found.variant} has the ratios {ratios} only'
+        )
+    if variants := baseline.variants(ran):
+        raise ValueError(
+            f'--baseline {baseline}: among {where} it has the variants {" and ".join(variants)}; '
+            'write one of them'
         )
     names = sorted({name for method, variant, _ in ran for name in (method, variant)})
     raise ValueError(f'--baseline {baseline} is not among {where} {names}')

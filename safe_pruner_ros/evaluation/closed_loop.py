@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safe_pruner_ros.evaluation.results import (
     write_whole,
 )
 from safe_pruner_ros.evaluation.statistics import PairedDifference
+from safe_pruner_ros.evaluation.step_latency import in_run
 from safe_pruner_ros.evaluation.summary import CellSummary, cell_key, summarise
 from safe_pruner_ros.evaluation.tables import markdown_summary
 
@@ -31,6 +33,8 @@ INCIDENTAL = (
     'latency_ms_mean',
     'latency_ms_key_p50',
     'latency_ms_pruned_p50',
+    'run',
+    'unpruned_ms',
     'settings_hash',  # the settings are compared themselves; older versions hashed 0 for 0.0
 )
 # Fields that came later: a line of an older version, which lacks them, does not disagree.
@@ -63,7 +67,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The episodes of JSONL files, and of all ``episodes.jsonl`` (.xz) below folders, each once.
+    """The episodes of JSONL files, and of all ``episodes.jsonl`` (.xz) below folders, each once,
+    with the ``run`` that each is of (`in_run`).
 
     An episode may be there twice, when two plans share a cell and it came out the same. Raises
     FileNotFoundError for a path without results; ResultsError for one without episodes, a broken
@@ -84,8 +89,9 @@ def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
         files |= read
     _check_configurations(files)
     episodes: dict[object, tuple[Path, dict[str, Any]]] = {}
+    runs = _run_names(files)
     for file, records in files.items():
-        for record in records:
+        for record in in_run(records, runs[file]):
             key = cell_key(record), key_of(record)
             if key not in episodes:
                 episodes[key] = (file, record)
@@ -100,6 +106,15 @@ def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
                 name: record[name] for name in LATER if before.get(name) is None and name in record
             }
     return [record for _, record in episodes.values()]
+
+
+def _run_names(files: Iterable[Path]) -> dict[Path, str]:
+    """A results folder is a run, a file of another name is, too; named from where paths part."""
+    places = {
+        file: file.parent if file.name.removesuffix(PACKED) == EPISODES else file for file in files
+    }
+    shared = Path(os.path.commonpath([place.parent for place in places.values()]))
+    return {file: place.relative_to(shared).as_posix() for file, place in places.items()}
 
 
 def _below(folder: Path) -> list[Path]:
@@ -167,8 +182,10 @@ def table_cell(cell: CellSummary) -> dict[str, Any]:
         'keyframe_share': _rounded(cell.keyframe_share, 4),
         'macs_mean': _rounded(cell.macs_mean, 0),
         'scoring_macs_mean': _rounded(cell.scoring_macs_mean, 0),
-        'latency_ms_p50': _rounded(cell.latency_ms_p50, 2),
-        'latency_ms_mean': _rounded(cell.latency_ms_mean, 2),
+        'latency_run': cell.latency.run,
+        'latency_ms_p50': _rounded(cell.latency.p50_ms, 2),
+        'latency_ms_weighted_p50': _rounded(cell.latency.weighted_p50_ms, 2),
+        'latency_ratio_to_unpruned': _rounded(cell.latency.ratio_to_unpruned, 4),
         'policy_steps_mean': _rounded(cell.policy_steps_mean, 2),
         'versus_baseline': None if versus is None else _table_versus(cell, versus),
         'seed_first': cell.seed_first,

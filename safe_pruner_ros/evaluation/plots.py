@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from safe_pruner_ros.evaluation.configurations import labeller
 from safe_pruner_ros.evaluation.palette import COLOURS
 from safe_pruner_ros.evaluation.results import Record
 from safe_pruner_ros.evaluation.success_plots import Quantity, draw_rates, draw_success
-from safe_pruner_ros.evaluation.summary import CellSummary, cell_key
+from safe_pruner_ros.evaluation.summary import CellSummary, all_weighted, cell_key
 
 SUCCESS, FAILURE = COLOURS[:2]
 SHOWN_EPISODES = 40
@@ -31,7 +32,7 @@ def write_plots(
 ) -> list[Path]:
     """Write what there is data for: success.png, success_tokens.png, success_latency.png,
     keyframes.png."""
-    latency, label = _latency(cells)
+    latency, label, left_out = _latency(cells)
     figures: dict[str, Callable[[], Figure | None]] = {
         'success': lambda: draw_rates(cells),
         'success_tokens': lambda: draw_success(
@@ -39,7 +40,7 @@ def write_plots(
             lambda cell: cell.retained_tokens_mean,
             'mean visual tokens kept a policy step, key timesteps counted in',
         ),
-        'success_latency': lambda: draw_success(cells, latency, label),
+        'success_latency': lambda: draw_success(cells, latency, label, left_out),
         'keyframes': lambda: draw_keyframes(episodes),
     }
     drawn = {name: draw() for name, draw in figures.items()}  # all, before one is replaced
@@ -56,13 +57,41 @@ def write_plots(
     return written
 
 
-def _latency(cells: Sequence[CellSummary]) -> tuple[Quantity, str]:
-    """The mean, which has the key timesteps in it, where all cells have one."""
-    if all(cell.latency_ms_mean is not None for cell in cells):
-        return lambda cell: cell.latency_ms_mean, (
-            'latency of a policy step, ms (mean, key timesteps counted in)'
-        )
-    return lambda cell: cell.latency_ms_p50, 'latency of a policy step, ms (median)'
+def _latency(cells: Sequence[CellSummary]) -> tuple[Quantity, str, str]:
+    """Quantity, its label, and what it leaves out: the ratio to unpruned of the same run where
+    there is one, else milliseconds of one run a task, that with most cells."""
+    pruned = [cell for cell in cells if cell.method != 'unpruned']
+    if any(cell.latency.ratio_to_unpruned is not None for cell in pruned):
+
+        def ratio(cell: CellSummary) -> float | None:
+            return cell.latency.ratio_to_unpruned
+
+        why = 'for want of a latency of unpruned in the same run'
+        label = 'latency of a policy step / that of unpruned, scene by scene'
+        return ratio, label, _left_out(cells, ratio, why)
+    weighted = all_weighted(cells)
+    runs = Counter((cell.task, cell.latency.run) for cell in cells)
+    run_of = {task: run for (task, run), _ in reversed(runs.most_common())}
+
+    def latency_ms(cell: CellSummary) -> float | None:
+        if cell.latency.run != run_of[cell.task]:
+            return None
+        return cell.latency.weighted_p50_ms if weighted else cell.latency.p50_ms
+
+    how = 'medians of key and of other timesteps, weighted' if weighted else 'median'
+    why = 'as milliseconds of two runs cannot be compared'
+    return latency_ms, f'latency of a policy step, ms ({how})', _left_out(cells, latency_ms, why)
+
+
+def _left_out(cells: Sequence[CellSummary], x: Quantity, why: str) -> str:
+    """'' when all cells with a latency are drawn."""
+    runs = Counter(
+        cell.latency.run for cell in cells if cell.latency.p50_ms is not None and x(cell) is None
+    )
+    if not runs:
+        return ''
+    which = ', '.join(f'{n} cells' + (f' of {run}' if run else '') for run, n in runs.items())
+    return f'not drawn, {why}: {which}'
 
 
 def draw_keyframes(episodes: Sequence[Record]) -> Figure | None:

@@ -76,9 +76,12 @@ def draw_rates(cells: Sequence[CellSummary]) -> Figure | None:
     return figure
 
 
-def draw_success(cells: Sequence[CellSummary], x: Quantity, label: str) -> Figure | None:
+def draw_success(
+    cells: Sequence[CellSummary], x: Quantity, label: str, note: str = ''
+) -> Figure | None:
     """Success rate over ``x`` with 95 % Wilson intervals, one panel a task, one line a variant
-    (and configuration); None without data."""
+    (and configuration); cells without ``x`` are left out, ``note`` is the title. None without
+    data."""
     shown = [cell for cell in cells if x(cell) is not None]
     if not shown:
         return None
@@ -105,6 +108,8 @@ def draw_success(cells: Sequence[CellSummary], x: Quantity, label: str) -> Figur
         handles.values(), handles.keys(), loc='center left', bbox_to_anchor=(1.0, 0.5),
         fontsize=8, frameon=False,
     )  # fmt: skip
+    if note:
+        figure.suptitle(note, fontsize=9)
     figure.tight_layout()
     return figure
 

@@ -17,6 +17,7 @@ from safe_pruner_ros.evaluation.statistics import (
     clustered_wilson,
     paired_difference,
 )
+from safe_pruner_ros.evaluation.step_latency import StepLatency, in_run, step_latency
 
 Pair = tuple[int, int | None]
 CellKey = tuple[str, str, str, float]  # config, task, variant, retention_ratio
@@ -65,8 +66,7 @@ class CellSummary:
     keyframe_share: float | None
     macs_mean: float | None
     scoring_macs_mean: float | None
-    latency_ms_p50: float | None
-    latency_ms_mean: float | None
+    latency: StepLatency
     policy_steps_mean: float | None
     versus_baseline: PairedDifference | None
     baseline: BaselineCell | None
@@ -80,18 +80,22 @@ class CellSummary:
 
 def summarise(episodes: Iterable[Record], baseline: str = 'unpruned') -> list[CellSummary]:
     """One CellSummary a cell, by task, variant (baseline first, then as catalogued) and falling
-    ratio. ``baseline`` as in `Baseline`: with a ratio that cell is taken, without one the cell of
-    the same ratio, or its only one. If unpruned, the default, ran nowhere, the first cell of each
-    task is.
+    ratio. ``baseline`` as in `Baseline`, or what it stands for `among` all cells: with a ratio
+    that cell is taken, without one the cell of the same ratio, or its only one. If unpruned, the
+    default, ran nowhere, the first cell of each task is. Episodes that do not say their run
+    (`in_run`) are all of one.
 
     Raises ResultsError when episodes of one name ran with different settings.
     """
-    against = Baseline.parse(baseline)
     cells: dict[CellKey, dict[Pair, Record]] = {}
+    episodes = list(episodes)
+    if not any('run' in episode for episode in episodes):
+        episodes = in_run(episodes)
     for episode in episodes:
         cell = cells.setdefault(cell_key(episode), {})
         cell[episode['seed'], episode['asked_object']] = episode
     methods = {key: str(next(iter(cell.values()))['method']) for key, cell in cells.items()}
+    against = Baseline.parse(baseline).among((methods[key], key[2], key[3]) for key in cells)
     order = sorted(cells, key=lambda key: _order(key, methods[key], against.variant))
     is_default = baseline == 'unpruned' and baseline not in methods.values()
     summaries = []
@@ -167,8 +171,7 @@ def _summarise(
         keyframe_share=sum(_values(records, 'keyframes')) / sum(steps) if sum(steps) else None,
         macs_mean=_step_mean(records, 'macs_mean'),
         scoring_macs_mean=_step_mean(records, 'scoring_macs_mean'),
-        latency_ms_p50=_median(_values(records, 'latency_ms_p50')),
-        latency_ms_mean=_step_mean(records, 'latency_ms_mean'),
+        latency=step_latency(records),
         policy_steps_mean=float(np.mean(steps)) if steps else None,
         versus_baseline=versus,
         baseline=_baseline_cell(other, cells[other]) if versus and other else None,
@@ -212,8 +215,13 @@ def _step_mean(records: Sequence[Record], name: str) -> float | None:
     return float(np.average(values, weights=weights))
 
 
-def _median(values: Sequence[float]) -> float | None:
-    return float(np.median(values)) if values else None
+def all_weighted(cells: Iterable[CellSummary]) -> bool:
+    """Has every cell with a latency the one that counts key timesteps in? Older ones lack it."""
+    return all(
+        cell.latency.weighted_p50_ms is not None
+        for cell in cells
+        if cell.latency.p50_ms is not None
+    )
 
 
 def as_dict(cell: CellSummary) -> dict[str, Any]:

@@ -8,11 +8,19 @@ from safe_pruner_ros.evaluation.baselines import Baseline
 from safe_pruner_ros.evaluation.configurations import Show, differing
 from safe_pruner_ros.evaluation.results import Record
 from safe_pruner_ros.evaluation.statistics import holm
-from safe_pruner_ros.evaluation.summary import NO_RATIO, NOT_HERE, CellSummary, summarise
+from safe_pruner_ros.evaluation.summary import (
+    NO_RATIO,
+    NOT_HERE,
+    CellSummary,
+    all_weighted,
+    summarise,
+)
 
 Column = tuple[str, Callable[[CellSummary], str]]
 HINT = 'write METHOD@RATIO to compare all rows with one of its cells'
-LEFT = ('task', 'method')
+LEFT = ('task', 'method', 'run')
+WEIGHTED = 'step ms weighted p50'
+TO_UNPRUNED = 'step / unpruned'
 
 
 def markdown_table(cells: Sequence[CellSummary]) -> str:
@@ -40,9 +48,7 @@ def markdown_table(cells: Sequence[CellSummary]) -> str:
     ]
     if any(cell.scoring_macs_mean is not None for cell in cells):
         columns.append(('scoring MMACs', lambda c: _number(c.scoring_macs_mean, '.2f', 1e-6)))
-    columns.append(('step ms p50', lambda c: _number(c.latency_ms_p50, '.1f')))
-    if any(cell.latency_ms_mean is not None for cell in cells):
-        columns.append(('step ms mean', lambda c: _number(c.latency_ms_mean, '.1f')))
+    columns += _latency(cells)
     columns.append(('steps', lambda c: _number(c.policy_steps_mean, '.1f')))
     if any(cell.errors for cell in cells):
         columns.append(('errors', lambda c: str(c.errors)))
@@ -72,7 +78,7 @@ def comparison_table(cells: Sequence[CellSummary]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; 'task' and 'method' to the left, all else to the right."""
+    """A Markdown table; names to the left, all else to the right."""
     rules = ['---' if name in LEFT else '---:' for name in head]
     return ''.join('| ' + ' | '.join(row) + ' |\n' for row in (head, rules, *rows))
 
@@ -81,7 +87,7 @@ def markdown_summary(episodes: Sequence[Record], baselines: Sequence[str]) -> st
     """The table of all cells against the first baseline, then a comparison with each other one,
     or a line that says why there is none."""
     cells = summarise(episodes, baselines[0])
-    text = _caption(cells, baselines[0]) + markdown_table(cells)
+    text = _caption(cells, baselines[0]) + markdown_table(cells) + _latency_note(cells)
     for baseline in baselines[1:]:
         text += '\n' + _comparison(summarise(episodes, baseline), baseline)
     return text
@@ -92,10 +98,13 @@ def _caption(cells: Sequence[CellSummary], baseline: str) -> str:
     compared = [cell.versus_baseline for cell in cells if cell.versus_baseline]
     if not compared:
         return ''
-    did_run = bool(Baseline.parse(baseline).cells(_ran(cells)))
+    against = Baseline.parse(baseline).among(_ran(cells))
+    did_run = bool(against.cells(_ran(cells)))
     if not did_run and not any(versus.pairs for versus in compared):
-        return f'{baseline} did not run: there are no pairs.\n\n'
-    name = baseline if did_run else f'the first row of each task ({baseline} did not run)'
+        return f'{baseline} {_absence(baseline, cells)}: there are no pairs.\n\n'
+    name = 'the first row of each task (unpruned did not run)'
+    if did_run:
+        name = _name(against, baseline)
     text = f'Against {name}, on the same scenes; Holm p: corrected for all rows of the task.'
     if any(cell.no_pairs == NO_RATIO for cell in cells):
         text += f' It has several ratios: {HINT}.'
@@ -103,9 +112,9 @@ def _caption(cells: Sequence[CellSummary], baseline: str) -> str:
 
 
 def _comparison(cells: Sequence[CellSummary], baseline: str) -> str:
-    against = Baseline.parse(baseline)
+    against = Baseline.parse(baseline).among(_ran(cells))
     if not against.cells(_ran(cells)):
-        return f'No comparison with {baseline}: it did not run.\n'
+        return f'No comparison with {baseline}: it {_absence(baseline, cells)}.\n'
     others = [c for c in cells if c.retention_ratio < 1 and c.versus_baseline is not None]
     elsewhere = [cell for cell in others if cell.no_pairs == NOT_HERE]
     here = [cell for cell in others if cell.no_pairs != NOT_HERE]
@@ -113,14 +122,30 @@ def _comparison(cells: Sequence[CellSummary], baseline: str) -> str:
         reasons = ', '.join(sorted({cell.no_pairs for cell in others})) or 'no other pruned cell'
         ratios = sorted({ratio for _, _, ratio in against.cells(_ran(cells))})
         return (
-            f'No pairs with {baseline}: {reasons}. It ran at {", ".join(f"{r:g}" for r in ratios)}'
-            f'; {HINT}.\n'
+            f'No pairs with {_name(against, baseline)}: {reasons}. It ran at '
+            f'{", ".join(f"{ratio:g}" for ratio in ratios)}; {HINT}.\n'
         )
-    text = f'Each against {baseline}, on the same scenes; Holm p: corrected for all rows:\n\n'
+    text = f'Each against {_name(against, baseline)}, on the same scenes; '
+    text += 'Holm p: corrected for all rows:\n\n'
     text += comparison_table(here)
     if elsewhere:
-        text += f'\nNot compared: {len(elsewhere)} cells where {baseline} did not run.\n'
+        text += f'\nNot compared: {len(elsewhere)} cells where {against} did not run.\n'
     return text
+
+
+def _name(against: Baseline, asked: str) -> str:
+    """What the rows are compared with, and why if that is not what was asked for."""
+    if against == Baseline.parse(asked):
+        return asked
+    return f'{against}, the only variant of {asked} here'
+
+
+def _absence(baseline: str, cells: Sequence[CellSummary]) -> str:
+    asked = Baseline.parse(baseline)
+    variants = asked.variants(_ran(cells))
+    if len(variants) < 2 or asked.variant in variants:
+        return 'did not run'
+    return f'ran only as {" and ".join(variants)} (write one of them)'
 
 
 def _ran(cells: Iterable[CellSummary]) -> list[tuple[str, str, float]]:
@@ -149,6 +174,46 @@ def _scenes(cells: Sequence[CellSummary]) -> list[Column]:
     """Only where it is another number than that of the episodes."""
     several = any(cell.scenes < cell.episodes for cell in cells)
     return [('scenes', lambda c: str(c.scenes))] if several else []
+
+
+def _latency(cells: Sequence[CellSummary]) -> list[Column]:
+    """What was measured; with the run where rows of one task are of several."""
+    columns: list[Column] = []
+    if _several_runs(cells):
+        columns.append(('run', lambda c: c.latency.run))
+    if not all_weighted(cells):
+        columns.append(('step ms p50', lambda c: _number(c.latency.p50_ms, '.1f')))
+    if any(cell.latency.weighted_p50_ms is not None for cell in cells):
+        columns.append((WEIGHTED, lambda c: _number(c.latency.weighted_p50_ms, '.1f')))
+    if any(cell.latency.ratio_to_unpruned is not None for cell in cells):
+        columns.append((TO_UNPRUNED, lambda c: _number(c.latency.ratio_to_unpruned, '.2f')))
+    return columns
+
+
+def _latency_note(cells: Sequence[CellSummary]) -> str:
+    """What the columns of `_latency` cannot say themselves."""
+    names = [name for name, _ in _latency(cells)]
+    notes = []
+    if WEIGHTED in names:
+        notes.append(
+            f'`{WEIGHTED}`: medians of key timesteps and of all others, weighted by their share.'
+        )
+    if 'run' in names:
+        notes.append(
+            'Milliseconds of two runs cannot be compared: they were measured at other times, '
+            'beside another load.'
+        )
+    if TO_UNPRUNED in names:
+        notes.append(
+            f'`{TO_UNPRUNED}`: the same of ratios to unpruned in the same scene of the same run, '
+            'empty where it did not run; below 1 is faster.'
+        )
+    return f'\n{" ".join(notes)}\n' if notes else ''
+
+
+def _several_runs(cells: Sequence[CellSummary]) -> bool:
+    tasks = {cell.task for cell in cells}
+    return len({(cell.task, cell.latency.run) for cell in cells}) > len(tasks)
 
 
 def _of_baseline() -> list[Column]:

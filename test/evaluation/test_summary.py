@@ -31,6 +31,10 @@ def episode(method: str, seed: int, success: bool, ratio: float = 0.3, **more: o
     } | more
 
 
+def measured(key_ms: float | None, pruned_ms: float | None) -> dict[str, object]:
+    return {'latency_ms_key_p50': key_ms, 'latency_ms_pruned_p50': pruned_ms}
+
+
 def read_table(text: str) -> list[dict[str, str]]:
     """The rows of the first Markdown table in ``text``, by column."""
     lines = text[text.index('| ') :].split('\n\n')[0].splitlines()
@@ -71,6 +75,45 @@ def test_means_weigh_policy_steps() -> None:
     assert cell.retained_tokens_mean == pytest.approx(65.0)
     assert cell.keyframe_share == pytest.approx(0.25)
     assert cell.errors == 1 and cell.macs_mean is None
+
+
+def test_a_machine_that_stood_still_does_not_show_in_the_latency() -> None:
+    """789 s in one of ten steps, in one of 100 episodes: 78.9 s in the mean of that episode."""
+    paused = {'latency_ms_mean': 78_900.0 + 22.5, 'latency_ms_p50': 22.5} | measured(None, 22.5)
+    usual = {'latency_ms_mean': 23.0, 'latency_ms_p50': 22.0} | measured(None, 22.0)
+    episodes = [
+        episode('divprune', seed, True, keyframes=0, **(usual if seed else paused))
+        for seed in range(100)
+    ]
+    (cell,) = summarise(episodes)
+    assert cell.latency.weighted_p50_ms == 22.0
+    assert '22.0' in markdown_table([cell]) and '78' not in markdown_table([cell])
+
+
+def test_latency_counts_key_timesteps_in() -> None:
+    episodes = [
+        episode('safe_pruner', 0, True, policy_steps=10, keyframes=1, **measured(40.0, 20.0)),
+        episode('safe_pruner', 1, True, policy_steps=30, keyframes=9, **measured(50.0, 22.0)),
+        # The policy raised on its first step.
+        episode('safe_pruner', 2, True, policy_steps=0, keyframes=0, **measured(None, None)),
+    ]
+    (cell,) = summarise(episodes)
+    assert cell.latency.weighted_p50_ms == pytest.approx(0.25 * 45 + 0.75 * 21)
+
+
+@pytest.mark.parametrize(
+    ('keyframes', 'latencies', 'expected'),
+    [
+        (0, measured(None, 20.0), 20.0),
+        (10, measured(40.0, None), 40.0),
+        (2, measured(40.0, None), None),  # others ran, and nobody knows how long
+        (2, {}, None),  # an older record
+    ],
+)
+def test_latency_of_one_kind_only(keyframes: int, latencies: dict, expected: object) -> None:
+    (cell,) = summarise([episode('safe_pruner', 0, True, keyframes=keyframes, **latencies)])
+    assert cell.latency.weighted_p50_ms == expected
+    assert cell.latency.p50_ms == 10.0  # what older records have stays readable
 
 
 def test_first_cell_is_the_baseline_where_unpruned_did_not_run() -> None:
@@ -231,6 +274,53 @@ def test_baselines_are_written_as_methods_are(text: str, full: str) -> None:
     assert str(found) == full and Baseline.parse(full) == found
 
 
+def of_variants(variants: dict[str, int], task: str = 'pick_place') -> list[dict]:
+    """Ten episodes of each, so many of them solved."""
+    return [
+        episode(name.partition(':')[0], seed, seed < solved, variant=name, task=task)
+        for name, solved in variants.items()
+        for seed in range(10)
+    ]
+
+
+def test_the_only_variant_of_a_baseline_stands_for_it_and_is_named() -> None:
+    episodes = of_variants({'unpruned': 10, 'fastv': 5, 'safe_pruner:alpha=1': 9})
+    text = markdown_summary(episodes, ['unpruned', 'safe_pruner'])
+    assert 'Each against safe_pruner:alpha=1, the only variant of safe_pruner here, on' in text
+    assert 'against safe_pruner,' not in text
+    (row,) = read_table(text.split('Each against')[1])
+    assert (row['method'], row['only the other']) == ('fastv', '4')
+    text = markdown_summary(episodes, ['safe_pruner@0.3'])
+    assert text.startswith(
+        'Against safe_pruner@0.3:alpha=1, the only variant of safe_pruner@0.3 here, on'
+    )
+    asked = markdown_summary(episodes, ['unpruned', 'safe_pruner:alpha=1'])
+    assert 'Each against safe_pruner:alpha=1, on the same scenes' in asked
+
+
+def test_one_of_several_variants_is_not_chosen() -> None:
+    both = {'safe_pruner:alpha=1': 9, 'safe_pruner:published': 6}
+    episodes = of_variants({'unpruned': 10, 'fastv': 5, **both})
+    text = markdown_summary(episodes, ['unpruned', 'safe_pruner'])
+    why = 'ran only as safe_pruner:alpha=1 and safe_pruner:published (write one of them)'
+    assert f'No comparison with safe_pruner: it {why}.' in text and 'Each' not in text
+    first = markdown_summary(episodes, ['safe_pruner'])
+    assert first.startswith(f'safe_pruner {why}: there are no pairs.')
+    ran = [(c.method, c.variant, c.retention_ratio) for c in summarise(episodes)]
+    with pytest.raises(ValueError, match='alpha=1 and safe_pruner:published; write one of them'):
+        check_baseline(read_baseline('safe_pruner'), ran, 'these results')
+
+
+def test_no_variant_stands_for_a_baseline_that_ran_elsewhere() -> None:
+    episodes = of_variants({'fastv': 5, 'safe_pruner': 8})
+    episodes += of_variants({'fastv': 5, 'safe_pruner:alpha=1': 9}, task='pack_doll')
+    text = markdown_summary(episodes, ['fastv', 'safe_pruner'])
+    _, second = text.split('Each against safe_pruner, on the same scenes')
+    (row,) = read_table(second)
+    assert (row['method'], row['only the other']) == ('fastv', '3')
+    assert 'Not compared: 2 cells where safe_pruner did not run.' in second
+
+
 def test_baselines_that_did_not_run_are_refused() -> None:
     ran = [('unpruned', 'unpruned', 1.0), ('fastv', 'fastv', 0.25), ('fastv', 'fastv', 0.1)]
     check_baseline(read_baseline('fastv@0.1'), ran, 'these results')
@@ -298,14 +388,17 @@ def test_scenes_are_counted_where_they_have_several_episodes() -> None:
 def test_new_measurements_have_columns_where_they_were_made() -> None:
     old = [episode('fastv', seed, True) for seed in range(2)]
     new = [
-        episode('random', 0, True, latency_ms_mean=10.0, scoring_macs_mean=2e6, policy_steps=10),
-        episode('random', 1, True, latency_ms_mean=20.0, scoring_macs_mean=None, policy_steps=30),
+        episode('random', 0, True, scoring_macs_mean=2e6, **measured(30.0, 10.0)),
+        episode('random', 1, True, scoring_macs_mean=None, **measured(50.0, 20.0)),
     ]
     assert 'scoring' not in markdown_table(summarise(old))
+    assert 'weighted' not in markdown_table(summarise(old))
+    assert 'step ms p50' not in markdown_table(summarise(new))  # one figure is enough
     rows = {row['method']: row for row in read_table(markdown_table(summarise([*old, *new])))}
-    assert rows['fastv']['scoring MMACs'] == rows['fastv']['step ms mean'] == ''
+    assert rows['fastv']['scoring MMACs'] == rows['fastv']['step ms weighted p50'] == ''
+    assert rows['fastv']['step ms p50'] == '10.0'
     assert rows['random']['scoring MMACs'] == '2.00'
-    assert rows['random']['step ms mean'] == '17.5'  # by policy steps
+    assert rows['random']['step ms weighted p50'] == '17.5'  # 0.1 x 40 + 0.9 x 15
     names = list(rows['random'])
     assert names[names.index('decoder MMACs') + 1] == 'scoring MMACs'
 
