@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from safe_pruner_ros.evaluation.summary import CellSummary, as_dict, summarise
 from safe_pruner_ros.evaluation.tables import markdown_summary
 from safe_pruner_ros.evaluation.worker import image_size, run_job
 from safe_pruner_ros.policies.policy import InstructionError
-from safe_pruner_ros.runtime.code_and_machine import git_commit, machine
+from safe_pruner_ros.runtime.code_and_machine import code_commit, machine
 from safe_pruner_ros.sim.env import DualArmEnv
 
 MACS_SCOPE = (
@@ -96,10 +97,11 @@ def evaluate(
     ``jobs``: episodes at a time, 0 = one a core. joblib decides where they run, so a caller may
     choose another backend with `joblib.parallel_config`. ``baselines``: variants to take
     differences to. ``retry_errors``: episodes of the plan whose record has an error run again.
-    Raises ResultsError for a folder that holds something else, WorkerDied; episodes finished until
-    then are kept.
+    Raises ResultsError for a folder that holds something else, OtherCheckpoint when a worker finds
+    other weights than this process did, WorkerDied; episodes finished until then are kept.
     """
-    commit = git_commit()
+    commit = code_commit()
+    plan = replace(plan, policy=plan.policy.pinned())
     with ResultsFolder(out, plan.config()) as folder:
         _check_settings(folder.episodes, plan, out)
         if retry_errors:
@@ -154,6 +156,7 @@ def _default(method: str, setting: str) -> Any:
 
 def _run(waiting: Sequence[Job], jobs: int, commit: str, folder: ResultsFolder, done: int) -> None:
     successes = sum(bool(episode['success']) for episode in folder.episodes)
+    commits = {commit}
     is_live = sys.stderr.isatty()
     with tqdm(
         total=len(waiting) + done,
@@ -163,7 +166,10 @@ def _run(waiting: Sequence[Job], jobs: int, commit: str, folder: ResultsFolder, 
         dynamic_ncols=is_live,
     ) as bar:
         for _, record in run_jobs(run_job, waiting, jobs):
-            folder.add({**record, 'config': folder.config_of_episode, 'commit': commit})
+            folder.add({**record, 'config': folder.config_of_episode})
+            if record['commit'] not in commits:
+                commits.add(record['commit'])
+                tqdm.write(_other_code(record['commit'], commit), file=sys.stderr)
             successes += bool(record['success'])
             bar.update()
             bar.set_postfix_str(
@@ -172,6 +178,13 @@ def _run(waiting: Sequence[Job], jobs: int, commit: str, folder: ResultsFolder, 
                 f'success {successes / len(folder.episodes):.0%}',
                 refresh=False,
             )
+
+
+def _other_code(worker: str, here: str) -> str:
+    return (
+        f'note: a worker runs code of commit {worker}, this command that of {here}; each episode '
+        'names the commit that it ran with'
+    )
 
 
 def _write_summary(

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def main(
     """Check everything, then run; ``configured`` as in `build_cells`, ``splits`` by name.
 
     0 done, 1 when an episode ended in an error. Raises ValueError or FileNotFoundError before a
-    results folder is touched; WorkerDied when all runs of the plan have had their turn.
+    results folder is touched, OtherCheckpoint when the weights change during the runs; WorkerDied
+    when all runs of the plan have had their turn.
     """
     runs = _runs(arguments, splits)
     plans = {arguments.out / run.name: _plan(run, arguments, policy, configured) for run in runs}
@@ -60,6 +62,9 @@ def main(
     if arguments.dry_run:
         print(_overview(plans))
         return 0
+    # One command, one checkpoint: all runs are held to what is there now.
+    checkpoint = PolicySource.of(policy).pinned()
+    plans = {out: replace(plan, policy=checkpoint) for out, plan in plans.items()}
     failures, deaths = [], []
     with on_backend(arguments.backend):
         for out, plan in plans.items():
