@@ -26,7 +26,7 @@ from safe_pruner_ros.evaluation.methods import (
 from safe_pruner_ros.evaluation.named_plans import NamedRun, load_named_plan
 from safe_pruner_ros.evaluation.plan import EvaluationPlan, build_cells, choose_seeds
 from safe_pruner_ros.evaluation.policy_source import PolicySource
-from safe_pruner_ros.evaluation.results import read_episodes
+from safe_pruner_ros.evaluation.results import key_of, read_episodes
 from safe_pruner_ros.evaluation.rollout import RolloutSettings
 from safe_pruner_ros.policies.catalog import CAUSAL
 from safe_pruner_ros.runtime.config import PolicyConfig
@@ -94,9 +94,7 @@ def _failures(out: Path, plan: EvaluationPlan) -> list[str]:
     failed = failed_episodes(read_episodes(out / 'episodes.jsonl'), plan)
     if not failed:
         return []
-    counts = Counter(
-        f'{episode["variant"]} at {episode["retention_ratio"]:g}' for episode in failed
-    )
+    counts = Counter(f'{variant} at {ratio:g}' for _, variant, ratio, _, _ in map(key_of, failed))
     where = ', '.join(f'{count} of {name}' for name, count in counts.items())
     return [
         f'{out}: {len(failed)} episodes ended in an error ({where}; the first: '
