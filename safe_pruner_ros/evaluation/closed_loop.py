@@ -10,6 +10,7 @@ from typing import Any
 
 from safe_pruner_ros.evaluation.baselines import check_baseline, read_baseline
 from safe_pruner_ros.evaluation.plots import write_plots
+from safe_pruner_ros.evaluation.recorded_settings import settings_of
 from safe_pruner_ros.evaluation.results import (
     EPISODES,
     PACKED,
@@ -150,7 +151,9 @@ def _differences(before: Record, after: Record) -> list[str]:
     return [
         name
         for name in names
-        if before.get(name) != after.get(name) and not _is_later(name, before, after)
+        if before.get(name) != after.get(name)
+        and not _is_later(name, before, after)
+        and not (name == 'settings' and settings_of(before) == settings_of(after))
     ]
 
 

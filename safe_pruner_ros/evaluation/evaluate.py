@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from safe_pruner_ros.core.catalog import resolved_settings
 from safe_pruner_ros.evaluation.execution import run_jobs
 from safe_pruner_ros.evaluation.plan import EvaluationPlan, Job
 from safe_pruner_ros.evaluation.plots import write_plots
-from safe_pruner_ros.evaluation.results import (
-    Record,
-    ResultsError,
-    ResultsFolder,
-    key_of,
-    to_json,
+from safe_pruner_ros.evaluation.recorded_settings import (
+    completed_settings,
+    differences,
+    shared_settings,
 )
+from safe_pruner_ros.evaluation.results import Record, ResultsError, ResultsFolder, key_of
 from safe_pruner_ros.evaluation.rollout import first_observation
 from safe_pruner_ros.evaluation.summary import CellSummary, as_dict, summarise
 from safe_pruner_ros.evaluation.tables import markdown_summary
 from safe_pruner_ros.evaluation.worker import image_size, run_job
 from safe_pruner_ros.policies.policy import InstructionError
-from safe_pruner_ros.runtime.code_and_machine import git_commit, machine
+from safe_pruner_ros.runtime.code_and_machine import code_commit, machine
 from safe_pruner_ros.sim.env import DualArmEnv
 
 MACS_SCOPE = (
@@ -96,10 +93,11 @@ def evaluate(
     ``jobs``: episodes at a time, 0 = one a core. joblib decides where they run, so a caller may
     choose another backend with `joblib.parallel_config`. ``baselines``: variants to take
     differences to. ``retry_errors``: episodes of the plan whose record has an error run again.
-    Raises ResultsError for a folder that holds something else, WorkerDied; episodes finished until
-    then are kept.
+    Raises ResultsError for a folder that holds something else, OtherCheckpoint when a worker finds
+    other weights than this process did, WorkerDied; episodes finished until then are kept.
     """
-    commit = git_commit()
+    commit = code_commit()
+    plan = replace(plan, policy=plan.policy.pinned())
     with ResultsFolder(out, plan.config()) as folder:
         _check_settings(folder.episodes, plan, out)
         if retry_errors:
@@ -128,32 +126,31 @@ def failed_episodes(episodes: Iterable[Record], plan: EvaluationPlan) -> list[Re
 
 
 def _check_settings(episodes: Iterable[Record], plan: EvaluationPlan, out: Path) -> None:
-    """One name, one set of settings: else two different methods would be counted as one."""
-    cells = {(cell.variant, cell.retention_ratio): cell for cell in plan.cells}
-    checked = set()
+    """One name, one set of settings: else two different methods would be counted as one, and
+    hours later no summary could be made."""
+    ran: dict[tuple[str, float], list[Record]] = {}
     for episode in episodes:
-        key = (str(episode.get('variant')), float(episode['retention_ratio']))
-        if key not in cells or key in checked or 'settings' not in episode:
+        if 'settings' in episode or 'config' in episode:  # the first versions wrote neither
+            _, variant, ratio, _, _ = key_of(episode)
+            ran.setdefault((variant, ratio), []).append(episode)
+    cells = {(cell.variant, cell.retention_ratio): cell for cell in plan.cells}
+    for (variant, ratio), records in ran.items():
+        before = shared_settings(records, f'{out}: {variant!r} at {ratio:g}')
+        cell = cells.get((variant, ratio))
+        if cell is None:
             continue
-        checked.add(key)
-        cell, before = cells[key], episode['settings']
-        now = json.loads(to_json(cell.resolved()))
-        # A setting that came after those episodes is the same as long as it is at its default.
-        changed = {k: v for k, v in now.items() if before.get(k, _default(cell.method, k)) != v}
-        if changed:
-            old = {name: before.get(name) for name in changed}
+        now = completed_settings(cell.method, cell.resolved(), causal=cell.causal)
+        if before != now:
+            old, new = differences(before, now)
             raise ResultsError(
-                f'{out} holds episodes of {key[0]!r} with other settings: they were {old}, now '
-                f'{changed}; choose another --out, or repeat the old settings'
+                f'{out} holds episodes of {variant!r} with other settings: they were {old}, now '
+                f'{new}; choose another --out, or repeat the old settings'
             )
-
-
-def _default(method: str, setting: str) -> Any:
-    return json.loads(to_json(resolved_settings(method, {})))[setting]
 
 
 def _run(waiting: Sequence[Job], jobs: int, commit: str, folder: ResultsFolder, done: int) -> None:
     successes = sum(bool(episode['success']) for episode in folder.episodes)
+    commits = {commit}
     is_live = sys.stderr.isatty()
     with tqdm(
         total=len(waiting) + done,
@@ -163,7 +160,10 @@ def _run(waiting: Sequence[Job], jobs: int, commit: str, folder: ResultsFolder, 
         dynamic_ncols=is_live,
     ) as bar:
         for _, record in run_jobs(run_job, waiting, jobs):
-            folder.add({**record, 'config': folder.config_of_episode, 'commit': commit})
+            folder.add({**record, 'config': folder.config_of_episode})
+            if record['commit'] not in commits:
+                commits.add(record['commit'])
+                tqdm.write(_other_code(record['commit'], commit), file=sys.stderr)
             successes += bool(record['success'])
             bar.update()
             bar.set_postfix_str(
@@ -172,6 +172,13 @@ def _run(waiting: Sequence[Job], jobs: int, commit: str, folder: ResultsFolder, 
                 f'success {successes / len(folder.episodes):.0%}',
                 refresh=False,
             )
+
+
+def _other_code(worker: str, here: str) -> str:
+    return (
+        f'note: a worker runs code of commit {worker}, this command that of {here}; each episode '
+        'names the commit that it ran with'
+    )
 
 
 def _write_summary(

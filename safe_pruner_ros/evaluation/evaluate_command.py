@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from safe_pruner_ros.evaluation.methods import (
 from safe_pruner_ros.evaluation.named_plans import NamedRun, load_named_plan
 from safe_pruner_ros.evaluation.plan import EvaluationPlan, build_cells, choose_seeds
 from safe_pruner_ros.evaluation.policy_source import PolicySource
-from safe_pruner_ros.evaluation.results import read_episodes
+from safe_pruner_ros.evaluation.results import key_of, read_episodes
 from safe_pruner_ros.evaluation.rollout import RolloutSettings
 from safe_pruner_ros.policies.catalog import CAUSAL
 from safe_pruner_ros.runtime.config import PolicyConfig
@@ -48,7 +49,8 @@ def main(
     """Check everything, then run; ``configured`` as in `build_cells`, ``splits`` by name.
 
     0 done, 1 when an episode ended in an error. Raises ValueError or FileNotFoundError before a
-    results folder is touched; WorkerDied when all runs of the plan have had their turn.
+    results folder is touched, OtherCheckpoint when the weights change during the runs; WorkerDied
+    when all runs of the plan have had their turn.
     """
     runs = _runs(arguments, splits)
     plans = {arguments.out / run.name: _plan(run, arguments, policy, configured) for run in runs}
@@ -60,6 +62,9 @@ def main(
     if arguments.dry_run:
         print(_overview(plans))
         return 0
+    # One command, one checkpoint: all runs are held to what is there now.
+    checkpoint = PolicySource.of(policy).pinned()
+    plans = {out: replace(plan, policy=checkpoint) for out, plan in plans.items()}
     failures, deaths = [], []
     with on_backend(arguments.backend):
         for out, plan in plans.items():
@@ -89,9 +94,7 @@ def _failures(out: Path, plan: EvaluationPlan) -> list[str]:
     failed = failed_episodes(read_episodes(out / 'episodes.jsonl'), plan)
     if not failed:
         return []
-    counts = Counter(
-        f'{episode["variant"]} at {episode["retention_ratio"]:g}' for episode in failed
-    )
+    counts = Counter(f'{variant} at {ratio:g}' for _, variant, ratio, _, _ in map(key_of, failed))
     where = ', '.join(f'{count} of {name}' for name, count in counts.items())
     return [
         f'{out}: {len(failed)} episodes ended in an error ({where}; the first: '

@@ -17,12 +17,13 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from safe_pruner_ros.evaluation.episode_line import NotAnEpisode, NotJson, parse_line, shown
+
 EpisodeKey = tuple[str, str, float, int, int | None]
 Record = Mapping[str, Any]
 
 EPISODES = 'episodes.jsonl'
 PACKED = '.xz'
-REQUIRED = ('task', 'method', 'retention_ratio', 'seed', 'asked_object', 'success')
 
 
 class ResultsError(ValueError):
@@ -64,12 +65,14 @@ def _parse_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], int]
     for number, raw in enumerate(io.BytesIO(content), start=1):  # splits at \n only
         if _is_torn(raw):
             break
-        record = _parse(raw)
-        if record is None:
+        try:
+            record = parse_line(raw)
+        except NotAnEpisode as error:
             raise ResultsError(
-                f'{path}, line {number} is not an episode; delete that line, and the episode '
-                'is run again, or choose another --out'
-            )
+                f'line {number} of {path} is not an episode: {error}; delete that line, and '
+                '`safe-pruner evaluate` runs its episode again, or leave that file out (evaluate: '
+                'choose another --out)'
+            ) from None
         key = key_of(record)
         if key in first:
             raise ResultsError(
@@ -100,20 +103,12 @@ def _is_torn(raw: bytes) -> bool:
     if raw.endswith(b'\n') or not raw.startswith(b'{'):
         return False
     try:
-        json.loads(raw)
-    except ValueError:
+        parse_line(raw)
+    except NotJson:
         return True
-    return _parse(raw) is not None  # all of it but the line's end
-
-
-def _parse(raw: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(raw)
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or any(name not in record for name in REQUIRED):
-        return None
-    return record
+    except NotAnEpisode:
+        return False
+    return True  # all of it but the line's end
 
 
 class ResultsFolder:
@@ -170,11 +165,13 @@ class ResultsFolder:
         key = key_of(record)
         if key in self._keys:
             raise ResultsError(f'episode {key} is already in {self.path}')
-        self._file.write(to_json(record, indent=None).encode() + b'\n')
+        line = to_json(record, indent=None).encode()
+        episode = parse_line(line)  # what is written can be read
+        self._file.write(line + b'\n')
         self._file.flush()
         os.fsync(self._file.fileno())
         self._keys.add(key)
-        self.episodes.append(json.loads(to_json(record)))
+        self.episodes.append(episode)
 
     def remove(self, keys: Collection[EpisodeKey]) -> None:
         """Take episodes out, so that they can be added anew; the file changes at once or not."""
@@ -225,10 +222,15 @@ class ResultsFolder:
             return
         try:
             before = json.loads(path.read_text())
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ResultsError(
                 f'{path} is not readable JSON; restore it, or choose another --out'
             ) from None
+        if not isinstance(before, dict):
+            raise ResultsError(
+                f'{path} must hold an object, got {shown(before)}; restore it, or choose another '
+                '--out'
+            )
         self._refuse_changes(before, self.config)
 
     def _check_episodes(self) -> None:

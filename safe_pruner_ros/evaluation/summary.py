@@ -11,7 +11,8 @@ import numpy as np
 
 from safe_pruner_ros.core.catalog import METHODS
 from safe_pruner_ros.evaluation.baselines import Baseline, Ran
-from safe_pruner_ros.evaluation.results import Record, ResultsError
+from safe_pruner_ros.evaluation.recorded_settings import shared_settings
+from safe_pruner_ros.evaluation.results import Record
 from safe_pruner_ros.evaluation.statistics import (
     PairedDifference,
     clustered_wilson,
@@ -141,12 +142,7 @@ def _summarise(
     _, task, variant, ratio = key
     cell = cells[key]
     records = list(cell.values())
-    settings = {json.dumps(record.get('settings', {}), sort_keys=True) for record in records}
-    if len(settings) > 1:
-        raise ResultsError(
-            f'{variant!r} at {ratio:g} on {task} ran with different settings: '
-            f'{" and ".join(sorted(settings)[:2])}; results of the two do not belong together'
-        )
+    shared_settings(records, f'{variant!r} at {ratio:g} on {task}')
     seeds = [seed for seed, _ in cell]
     outcomes = [bool(record['success']) for record in records]
     low, high = clustered_wilson(outcomes, seeds)

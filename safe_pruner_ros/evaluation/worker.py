@@ -6,8 +6,8 @@ import atexit
 import hashlib
 import json
 import threading
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,10 +16,18 @@ from safe_pruner_ros.evaluation.macs import macs_counter
 from safe_pruner_ros.evaluation.plan import Job
 from safe_pruner_ros.evaluation.rollout import run_episode
 from safe_pruner_ros.policies.policy import Policy
+from safe_pruner_ros.runtime.code_and_machine import code_commit
 from safe_pruner_ros.sim.env import DualArmEnv
 from safe_pruner_ros.sim.expert import ScriptedExpert
 
 SEED_STRIDE = 10**9  # above every scene seed
+
+
+class _Loaded(NamedTuple):
+    """Policies by method, all on the same weights, and whose weights these are."""
+
+    key: str
+    policies: dict[str, Policy]
 
 
 class _Warm(threading.local):
@@ -28,8 +36,7 @@ class _Warm(threading.local):
 
     def __init__(self) -> None:
         self.environments: dict[tuple[str, int, int], tuple[DualArmEnv, ScriptedExpert]] = {}
-        self.policies: dict[tuple[str, str], Policy] = {}
-        self.weights: dict[str, Policy] = {}
+        self.loaded: dict[str, _Loaded] = {}  # by place
 
 
 _warm = _Warm()
@@ -37,7 +44,12 @@ _open: list[DualArmEnv] = []  # of all threads, to close them
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """The episode's record, ready for JSON; the same whichever process runs it and after what."""
+    """The episode's record, ready for JSON; the same whichever process runs it and after what.
+
+    Its ``commit`` is that of the code here, which may be another than that of the process that
+    asks. Raises OtherCheckpoint when the weights here are not those of the job.
+    """
+    commit = code_commit()
     torch.set_num_threads(1)  # all cores are taken by episodes; more threads only fight
     settings = episode_settings(job)
     policy = _policy(job)
@@ -57,6 +69,7 @@ def run_job(job: Job) -> dict[str, Any]:
         **asdict(result),
         'settings': job.cell.resolved(),
         'settings_hash': settings_hash(job),
+        'commit': commit,
     }
 
 
@@ -78,14 +91,20 @@ def settings_hash(job: Job) -> str:
 
 def _policy(job: Job) -> Policy:
     """One policy a method, whatever its settings, all of a source on the same weights: those of a
-    big policy fit into memory once."""
-    key, method, settings = job.policy.key, job.cell.method, job.cell.settings
-    if key not in _warm.weights:
-        _warm.weights[key] = job.policy.build(method, settings)
-        _warm.policies[key, method] = _warm.weights[key]
-    if (key, method) not in _warm.policies:
-        _warm.policies[key, method] = _warm.weights[key].with_pruner(method, settings)
-    return _warm.policies[key, method]
+    big policy fit into memory once. Other weights may lie at their place by now."""
+    source, method, settings = job.policy, job.cell.method, job.cell.settings
+    place = replace(source, identity={}).key
+    loaded = _warm.loaded.get(place)
+    if loaded is None or loaded.key != source.key:
+        del loaded  # two big policies may not fit into memory
+        with source.unchanged():
+            _warm.loaded.pop(place, None)
+            loaded = _Loaded(source.key, {method: source.build(method, settings)})
+        _warm.loaded[place] = loaded
+    policies = loaded.policies
+    if method not in policies:
+        policies[method] = next(iter(policies.values())).with_pruner(method, settings)
+    return policies[method]
 
 
 def image_size(policy: Policy) -> tuple[int, int]:
@@ -111,5 +130,4 @@ def forget_warm() -> None:
     while _open:
         _open.pop().close()
     _warm.environments.clear()
-    _warm.policies.clear()
-    _warm.weights.clear()
+    _warm.loaded.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +18,12 @@ def git_commit(folder: Path | None = None) -> str:
         return 'unknown'
     changed = _git(folder, 'status', '--porcelain', '--untracked-files=no')
     return commit[:12] + ('+dirty' if changed else '')
+
+
+@cache
+def code_commit() -> str:
+    """`git_commit` when this process first asked: what is committed later was not imported."""
+    return git_commit()
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -143,6 +143,16 @@ def make_policy() -> type[FakePolicy]:
 @pytest.fixture(scope='session')
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small embedded policy for the simulated robot with random weights."""
+    return _tiny(tmp_path_factory.mktemp('weights') / 'tiny.safetensors', n_layers=5)
+
+
+@pytest.fixture(scope='session')
+def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one, which an episode's ``macs_mean`` tells apart: it has a layer less."""
+    return _tiny(tmp_path_factory.mktemp('other_weights') / 'tiny.safetensors', n_layers=4)
+
+
+def _tiny(path: Path, n_layers: int) -> Path:
     import torch
 
     from safe_pruner_ros.policies.embedded import save_weights
@@ -158,9 +168,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grippers = tuple(joint.name for joint in layout.joints if joint.kind == 'gripper')
     config = EmbeddedConfig(
         tuple(views), layout.names, grippers, (PAD_WORD, *words),
-        width=32, mlp_width=48, n_layers=5, n_heads=2, vision_width=16,
+        width=32, mlp_width=48, n_layers=n_layers, n_heads=2, vision_width=16,
     )  # fmt: skip
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp('weights') / 'tiny.safetensors'
     save_weights(EmbeddedVLA(config), path, {})
     return path

@@ -256,7 +256,8 @@ def test_recordings_survive_the_disk(tmp_path: Path) -> None:
 def test_collects_once_what_an_unpruned_policy_attends_to(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    found = next(iter(collect(tmp_path, [500_000], checkpoint=str(checkpoint), n_jobs=1)))
+    policy = PolicySource(checkpoint=str(checkpoint))
+    found = next(iter(collect(tmp_path, [500_000], policy=policy, n_jobs=1)))
     forget_warm()
     steps, layers, visual = found.saliency['action'].shape
     assert (layers, visual) == (5, 192) and found.features.shape[:2] == (steps, visual)
@@ -264,6 +265,6 @@ def test_collects_once_what_an_unpruned_policy_attends_to(
     for saliency in found.saliency.values():  # shares of a softmax over all tokens
         assert (saliency > 0).all() and (saliency.sum(axis=-1) < 1).all()
     before = (tmp_path / '500000.npz').stat().st_mtime_ns
-    again = next(iter(collect(tmp_path, [500_000], checkpoint=str(checkpoint))))
+    again = next(iter(collect(tmp_path, [500_000], policy=policy)))
     np.testing.assert_array_equal(again.features, found.features)
     assert (tmp_path / '500000.npz').stat().st_mtime_ns == before

@@ -123,7 +123,7 @@ def test_results_that_disagree_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match='disagree'):
         read_results([first, packed.parent])
     second.write_text('{"cut": tr\n' + first.read_text())
-    with pytest.raises(ResultsError, match='line 1 is not an episode'):
+    with pytest.raises(ResultsError, match='line 1 of .*b.jsonl is not an episode'):
         read_results([second])
     with pytest.raises(FileNotFoundError, match='no evaluation results at'):
         read_results([tmp_path / 'nowhere'])
@@ -144,7 +144,7 @@ def test_times_and_later_fields_are_no_disagreement(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ('content', 'message'),
-    [('', 'holds no episodes; leave it out'), ('no results\n', 'line 1 is not an episode')],
+    [('', 'holds no episodes; leave it out'), ('no results\n', 'line 1 of .* is not an episode')],
 )
 def test_a_file_without_episodes_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / 'episodes.jsonl').write_text(content)

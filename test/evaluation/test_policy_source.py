@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
+import platform
 from pathlib import Path
 
-from safe_pruner_ros.evaluation.policy_source import PolicySource
+import pytest
+
+from safe_pruner_ros.evaluation.policy_source import OtherCheckpoint, PolicySource
 from safe_pruner_ros.policies.device import choose_device
 from safe_pruner_ros.policies.embedded import SHIPPED_WEIGHTS
 
@@ -45,3 +49,40 @@ def test_the_device_is_the_one_that_is_there() -> None:
     assert PolicySource(device='auto').facts()['device'] == here != 'auto'
     assert PolicySource(device='auto').key == PolicySource(device=here).key
     assert PolicySource(device='cuda:1').device == 'cuda:1'  # there or not: the policy refuses it
+
+
+def test_a_pinned_source_is_held_to_what_its_files_held(tmp_path: Path) -> None:
+    file = tmp_path / 'weights.safetensors'
+    file.write_bytes(b'old')
+    source = PolicySource(checkpoint=str(file))
+    pinned = pickle.loads(pickle.dumps(source.pinned()))  # as it reaches a worker
+    assert pinned.facts() == source.facts() and pinned.pinned() is pinned
+    with pinned.unchanged():
+        pass
+    old, new = source.facts()['checkpoint'], hashlib.sha256(b'new').hexdigest()[:16]
+
+    entered = False
+    with (
+        pytest.raises(OtherCheckpoint, match=f'expected SHA-256 {old}, found {new}'),
+        pinned.unchanged(),
+    ):
+        file.write_bytes(b'new')  # while it is loaded
+        entered = True
+    assert entered
+    with pytest.raises(OtherCheckpoint) as error, pinned.unchanged():
+        raise AssertionError('nothing is built of other weights')
+    for told in (str(file), platform.node(), old, new, 'another --out'):
+        assert told in str(pickle.loads(pickle.dumps(error.value)))
+    assert pinned.facts()['checkpoint'] == old  # whatever is there by now
+    assert source.pinned().key != pinned.key
+    file.unlink()
+    with pytest.raises(OtherCheckpoint, match='found nothing there'), pinned.unchanged():
+        pass
+    with source.unchanged():  # which nobody pinned
+        pass
+
+
+def test_where_there_is_nothing_building_says_so(tmp_path: Path) -> None:
+    source = PolicySource(checkpoint=str(tmp_path / 'nowhere')).pinned()
+    with pytest.raises(FileNotFoundError, match='nowhere'), source.unchanged():
+        source.build('unpruned', {})

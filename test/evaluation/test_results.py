@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from safe_pruner_ros.evaluation.results import ResultsError, ResultsFolder, read_episodes
+from safe_pruner_ros.evaluation.results import (
+    ResultsError,
+    ResultsFolder,
+    read_episodes,
+    to_json,
+)
 
 CONFIG = {'task': 'pick_place', 'settings': {'deep_layers': (0, -1)}}
 
@@ -89,7 +94,7 @@ def test_line_cut_by_a_kill_is_run_again(tmp_path: Path, cut: int) -> None:
     ['{"epoch": 1}\n', '{"task": "pick_place", "se\n', '{"epoch": 1}', 'loss 0.3', 'a,b\n1,2'],
 )
 def test_what_is_not_ours_is_not_cut(tmp_path: Path, foreign: str) -> None:
-    for before in ('', json.dumps(record(0)) + '\n'):
+    for before in ('', to_json(record(0), indent=None) + '\n'):
         path = tmp_path / 'episodes.jsonl'
         path.write_text(before + foreign)
         with (
@@ -104,7 +109,10 @@ def test_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     path = fill(tmp_path, 3)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:20] + '\n' + lines[2])
-    with pytest.raises(ResultsError, match='line 2 is not an episode; delete that line'):
+    with pytest.raises(
+        ResultsError,
+        match=f'line 2 of {path} is not an episode: it is no JSON .*; delete that line',
+    ):
         read_episodes(path)
 
 

@@ -98,7 +98,7 @@ class _Request:
                 self.arguments.recordings / self.task.name,
                 self.seeds,
                 self.task.name,
-                self.policy.checkpoint,
+                self.policy,
                 self.arguments.jobs,
             )
 
@@ -144,6 +144,7 @@ def main(
         raise ValueError('--method is for subtasks on recordings only; leave it out')
     if not arguments.results:
         request.check_policy()
+        request.policy = request.policy.pinned()
     numbers, text, figure = questions[arguments.question](request)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)

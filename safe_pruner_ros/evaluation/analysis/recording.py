@@ -27,7 +27,6 @@ from safe_pruner_ros.core.pruner import (
 )
 from safe_pruner_ros.core.tokens import QueryGroup, Span, TokenLayout, ViewGrid
 from safe_pruner_ros.evaluation.execution import run_jobs
-from safe_pruner_ros.evaluation.plan import EvaluationPlan, build_cells
 from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.results import ResultsError
 from safe_pruner_ros.evaluation.rollout import run_episode
@@ -142,7 +141,7 @@ def record_episode(
 @dataclass(frozen=True)
 class RecordingJob:
     task: str
-    checkpoint: str
+    policy: PolicySource
     seed: int
     path: Path
     card: Mapping[str, Any]
@@ -152,12 +151,15 @@ _policies: dict[str, ProbedPolicy] = {}
 
 
 def run_recording(job: RecordingJob) -> dict[str, Any]:
-    """Record one episode into its file, in the process that joblib chose."""
+    """Record one episode into its file, in the process that joblib chose. Raises OtherCheckpoint
+    when the weights here are not those of the job."""
     torch.set_num_threads(1)
-    if job.checkpoint not in _policies:
-        model = load_weights(Path(job.checkpoint) if job.checkpoint else None)
-        _policies[job.checkpoint] = ProbedPolicy(model, 'unpruned')
-    policy = _policies[job.checkpoint]
+    key, checkpoint = job.policy.key, job.policy.checkpoint
+    if key not in _policies:
+        with job.policy.unchanged():
+            model = load_weights(Path(checkpoint) if checkpoint else None)
+        _policies[key] = ProbedPolicy(model, 'unpruned')
+    policy = _policies[key]
     size = policy.model.config.image_size
     recording = record_episode(policy, *warm_environment(job.task, size, size), job.seed)
     save(recording, job.path, job.card)
@@ -210,19 +212,17 @@ def collect(
     folder: Path,
     seeds: Sequence[int],
     task: str = 'pick_place',
-    checkpoint: str = '',
+    policy: PolicySource | None = None,
     n_jobs: int = 0,
 ) -> Iterator[Recording]:
-    """The recordings of ``seeds``, those that ``folder`` lacks made first."""
-    cells = build_cells(['unpruned'], [1.0], {})
-    config = EvaluationPlan(
-        task, cells, tuple(seeds), policy=PolicySource(checkpoint=checkpoint)
-    ).config()
-    card = {'task': task, 'checkpoint': config['checkpoint']}
+    """The recordings of ``seeds``, those that ``folder`` lacks made first. ``policy``: an embedded
+    one, None for the one that ships."""
+    policy = (policy or PolicySource()).pinned()
+    card = {'task': task, 'checkpoint': policy.identity['checkpoint']}
     folder.mkdir(parents=True, exist_ok=True)
     paths = {seed: folder / f'{seed}.npz' for seed in seeds}
     waiting = [
-        RecordingJob(task, checkpoint, seed, path, card)
+        RecordingJob(task, policy, seed, path, card)
         for seed, path in paths.items()
         if not path.is_file()
     ]
