@@ -62,7 +62,9 @@ def main(
     if len({path.resolve() for path in arguments.bag}) != len(arguments.bag):
         raise ValueError('a recording is given twice; it would judge its own choice')
     tries = grid(ratios, thresholds if THRESHOLD in accepted else None)
-    policy = PolicySource.of(config.policy).build(method, {**settings, RATIO: 1.0})
+    weights = PolicySource.of(config.policy).pinned()
+    with weights.unchanged():
+        policy = weights.build(method, {**settings, RATIO: 1.0})
     horizon, period_s = timing(policy.spec, config.policy)
     deadline_ms = arguments.deadline_ms or 1e3 * horizon * period_s
     with ExitStack() as stack:
@@ -90,7 +92,7 @@ def main(
         'method': method,
         'settings': {name: value for name, value in resolved.items() if name not in tried},
         'robot': config.robot.name,
-        **facts_of_run(config.policy),
+        **facts_of_run(weights),
     }
     json_path, html_path = write_calibration(arguments.out, result, report)
     _print(result, report)

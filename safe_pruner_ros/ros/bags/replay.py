@@ -32,7 +32,9 @@ def main(arguments: argparse.Namespace, config: Config, cells: tuple[Cell, ...])
     mapping = parse_map(arguments.map)
     with Bag(arguments.bag) as bag:
         robot = apply_map(config.robot, mapping, bag)
-        lanes = build_lanes(cells, PolicySource.of(policy).build(UNPRUNED, {}))
+        weights = PolicySource.of(policy).pinned()
+        with weights.unchanged():
+            lanes = build_lanes(cells, weights.build(UNPRUNED, {}))
         spec = lanes[0].policy.spec
         check_policy_fits(spec, robot)
         kinematics = build_kinematics(replace(config, robot=robot))
@@ -65,7 +67,7 @@ def main(arguments: argparse.Namespace, config: Config, cells: tuple[Cell, ...])
             **evaluate_replay(record, commands, deadline_ms, limits),
             'source': source.summary(),
             'robot': robot.name,
-            **facts_of_run(policy),
+            **facts_of_run(weights),
         }
     json_path, html_path = write_report(
         arguments.out, record, report, commands, has_video=not arguments.no_video
@@ -81,14 +83,13 @@ def timing(spec: PolicySpec, policy: PolicyConfig) -> tuple[int, float]:
     return horizon, policy.period_s or spec.period_s
 
 
-def facts_of_run(policy: PolicyConfig) -> dict[str, Any]:
+def facts_of_run(weights: PolicySource) -> dict[str, Any]:
     """Where the numbers of a report come from."""
-    facts = PolicySource.of(policy).facts()
     return {
-        'policy': policy.name,
-        'checkpoint': policy.checkpoint or 'shipped',
-        'checkpoint_sha256': facts['checkpoint'],
-        'device': facts['device'],
+        'policy': weights.name,
+        'checkpoint': weights.checkpoint or 'shipped',
+        'checkpoint_sha256': weights.facts()['checkpoint'],
+        'device': weights.device,
         **run_facts(),
     }
 
