@@ -29,6 +29,7 @@ from safe_pruner_ros.evaluation.tables import markdown_summary
 # What two runs of the same episode need not share.
 INCIDENTAL = (
     'commit',
+    'cpu',
     'wall_s',
     'latency_ms_p50',
     'latency_ms_mean',
@@ -194,6 +195,7 @@ def table_cell(cell: CellSummary) -> dict[str, Any]:
         'seed_first': cell.seed_first,
         'seed_last': cell.seed_last,
         'commits': cell.commits,
+        'cpus': cell.cpus,
         'checkpoint': cell.config.get('checkpoint'),
         'training_seed': cell.config.get('training_seed'),
         'config': {

@@ -129,5 +129,6 @@ _KINDS: dict[str, _Kind] = {
     'settings': _OBJECT,
     'settings_hash': _TEXT,
     'commit': _TEXT,
+    'cpu': _TEXT,
     'config': _OBJECT,
 }

@@ -75,6 +75,7 @@ class CellSummary:
     seed_first: int
     seed_last: int
     commits: tuple[str, ...]
+    cpus: tuple[str, ...]
     settings: Mapping[str, Any]
     config: Mapping[str, Any]
 
@@ -175,6 +176,7 @@ def _summarise(
         seed_first=min(seeds),
         seed_last=max(seeds),
         commits=tuple(sorted({str(record.get('commit', 'unknown')) for record in records})),
+        cpus=tuple(sorted({str(record.get('cpu') or 'unknown') for record in records})),
         settings=dict(records[0].get('settings', {})),
         config=dict(records[0].get('config', {})),
     )

@@ -88,6 +88,7 @@ def markdown_summary(episodes: Sequence[Record], baselines: Sequence[str]) -> st
     or a line that says why there is none."""
     cells = summarise(episodes, baselines[0])
     text = _caption(cells, baselines[0]) + markdown_table(cells) + _latency_note(cells)
+    text += _provenance(cells)
     for baseline in baselines[1:]:
         text += '\n' + _comparison(summarise(episodes, baseline), baseline)
     return text
@@ -209,6 +210,12 @@ def _latency_note(cells: Sequence[CellSummary]) -> str:
             'empty where it did not run; below 1 is faster.'
         )
     return f'\n{" ".join(notes)}\n' if notes else ''
+
+
+def _provenance(cells: Sequence[CellSummary]) -> str:
+    commits = sorted({commit for cell in cells for commit in cell.commits})
+    cpus = sorted({cpu for cell in cells for cpu in cell.cpus})
+    return f'\nCode of {", ".join(commits)}. CPU: {", ".join(cpus)}.\n'
 
 
 def _several_runs(cells: Sequence[CellSummary]) -> bool:

@@ -16,7 +16,7 @@ from safe_pruner_ros.evaluation.macs import macs_counter
 from safe_pruner_ros.evaluation.plan import Job
 from safe_pruner_ros.evaluation.rollout import run_episode
 from safe_pruner_ros.policies.policy import Policy
-from safe_pruner_ros.runtime.code_and_machine import code_commit
+from safe_pruner_ros.runtime.code_and_machine import code_commit, cpu_model
 from safe_pruner_ros.sim.env import DualArmEnv
 from safe_pruner_ros.sim.expert import ScriptedExpert
 
@@ -46,8 +46,8 @@ _open: list[DualArmEnv] = []  # of all threads, to close them
 def run_job(job: Job) -> dict[str, Any]:
     """The episode's record, ready for JSON; the same whichever process runs it and after what.
 
-    Its ``commit`` is that of the code here, which may be another than that of the process that
-    asks. Raises OtherCheckpoint when the weights here are not those of the job.
+    Its ``commit`` and ``cpu`` are those of the process here, which may be others than those of
+    the one that asks. Raises OtherCheckpoint when the weights here are not those of the job.
     """
     commit = code_commit()
     torch.set_num_threads(1)  # all cores are taken by episodes; more threads only fight
@@ -70,6 +70,7 @@ def run_job(job: Job) -> dict[str, Any]:
         'settings': job.cell.resolved(),
         'settings_hash': settings_hash(job),
         'commit': commit,
+        'cpu': cpu_model(),
     }
 
 

@@ -38,7 +38,7 @@ def _git(folder: Path, *arguments: str) -> str:
 def machine() -> dict[str, str | int]:
     """What a latency depends on beside the code."""
     return {
-        'cpu': _cpu_model(),
+        'cpu': cpu_model(),
         'cores': os.cpu_count() or 0,
         'system': f'{platform.system()} {platform.release()}',
         'python': platform.python_version(),
@@ -46,7 +46,9 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def _cpu_model() -> str:
+@cache
+def cpu_model() -> str:
+    """As the system names it, '' where it does not."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:

@@ -133,12 +133,14 @@ def test_recordings_are_of_the_weights_that_they_name(
     assert not job.path.exists()
 
 
-def test_an_episode_names_the_commit_of_the_code_that_ran_it(
+def test_an_episode_names_the_code_and_the_cpu_that_ran_it(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setattr('safe_pruner_ros.evaluation.evaluate.code_commit', lambda: 'head')
     monkeypatch.setattr(worker, 'code_commit', lambda: 'worker')
+    monkeypatch.setattr(worker, 'cpu_model', lambda: 'a CPU')
     (cell,) = evaluate(make_plan(checkpoint), tmp_path, jobs=1)
-    assert cell.commits == ('worker',)
+    assert (cell.commits, cell.cpus) == (('worker',), ('a CPU',))
+    assert 'Code of worker. CPU: a CPU.' in (tmp_path / 'summary.md').read_text()
     told = 'a worker runs code of commit worker, this command that of head'
     assert capsys.readouterr().err.count(told) == 1
