@@ -40,7 +40,7 @@ class _Warm(threading.local):
 
 
 _warm = _Warm()
-_open: list[DualArmEnv] = []  # of all threads, to close them
+_open: list[DualArmEnv] = []  # of all threads, to close them when they have ended
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -125,10 +125,17 @@ def warm_environment(task: str, height: int, width: int) -> tuple[DualArmEnv, Sc
     return _warm.environments[name]
 
 
-@atexit.register
 def forget_warm() -> None:
-    """Free all GL contexts, and this thread's robots and policies; jobs build them anew."""
-    while _open:
-        _open.pop().close()
+    """Free this thread's GL contexts, robots and policies; jobs build them anew. Those of a thread
+    that lives are nobody else's to free."""
+    for env, _ in _warm.environments.values():
+        _open.remove(env)
+        env.close()
     _warm.environments.clear()
     _warm.loaded.clear()
+
+
+@atexit.register
+def _close_all() -> None:
+    while _open:
+        _open.pop().close()
