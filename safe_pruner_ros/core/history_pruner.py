@@ -69,10 +69,10 @@ class HistoryPruner(ScorePruner, ABC):
     def observe(self, context: StepContext, plan: StepPlan, attention: StepAttention) -> None:
         """Remember what the rows looked at. A step in doubt leaves nothing behind; what cannot be
         used is a gap in the memory, so that the next step runs in full."""
-        measured = torch.stack([attention.saliency[request] for request in self.deep_requests])
-        saliency = measured.float().mean(dim=0)
         if plan.fallback:
             return
+        measured = torch.stack([attention.saliency[request] for request in self.deep_requests])
+        saliency = measured.float().mean(dim=0)
         if not bool(is_usable(saliency)):
             self.force_keyframe()
             return
