@@ -85,6 +85,7 @@ class Robot:
         self.joints_on = True
         self.brakes_on = False
         self.received: dict[str, list[Any]] = {}
+        self._clients: dict[str, Any] = {}  # by service
         self.diagnostics: dict[str, tuple[int, str, dict[str, str]]] = {}
         node = self.node
         self._head = node.create_publisher(Image, '/head/image', 1)
@@ -194,14 +195,17 @@ class Robot:
         self._instruction.publish(String(data=text))
 
     def call(self, kind: Any, name: str, request: Any, timeout_s: float = 20.0) -> Any:
-        client = self.node.create_client(kind, name)
-        try:
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, name)
+        client = self._clients[name]
+        if not client.service_is_ready():
             assert client.wait_for_service(timeout_s), f'no service {name}'
-            future = client.call_async(request)
-            wait_for(future.done, timeout_s, f'answer of {name}')
-            return future.result()
-        finally:
-            self.node.destroy_client(client)
+            # Fast DDS drops an answer whose reader the server has not found within 100 ms
+            # (ros2/rmw_fastrtps#842), and a caller cannot see whether it was found.
+            time.sleep(0.2)
+        future = client.call_async(request)
+        wait_for(future.done, timeout_s, f'answer of {name}')
+        return future.result()
 
     def transition(self, number: int) -> bool:
         from lifecycle_msgs.srv import ChangeState

@@ -142,10 +142,12 @@ class _Demo:
         from rclpy.signals import SignalHandlerOptions
 
         from safe_pruner_ros.ros.demo.recorder import DemoRecorder
+        from safe_pruner_ros.ros.demo.service_caller import ServiceCaller
 
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         self._rclpy = rclpy
         self._recorder = DemoRecorder(robot, record)
+        self._services = ServiceCaller(self._recorder, self._step)
         # The events executor of rclpy 7.1.6 cannot serve callbacks that take a message info.
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._recorder)
@@ -265,8 +267,7 @@ class _Demo:
         deadline_s = min(time.monotonic() + limit_s, self._deadline_s)
         while not until():
             if time.monotonic() > deadline_s:
-                state = self._recorder.node_text
-                raise DemoFailed(problem + (f' (node: {state})' if state else ''))
+                raise self._failed(problem)
             self._step()
 
     def _trigger(self, service: str) -> str:
@@ -279,14 +280,14 @@ class _Demo:
         return str(response.message)
 
     def _call(self, kind: Any, service: str, request: Any) -> Any:
-        client = self._recorder.create_client(kind, service)
         try:
-            self._spin(client.service_is_ready, CALL_LIMIT_S, f'{service} is not offered')
-            future = client.call_async(request)
-            self._spin(future.done, CALL_LIMIT_S, f'{service} did not answer')
-            return future.result()
-        finally:
-            self._recorder.destroy_client(client)
+            return self._services.call(kind, service, request)
+        except TimeoutError as error:
+            raise self._failed(str(error)) from None
+
+    def _failed(self, problem: str) -> DemoFailed:
+        state = self._recorder.node_text
+        return DemoFailed(problem + (f' (node: {state})' if state else ''))
 
 
 def _ninth_of_ten(values: list[float]) -> float:
