@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from safe_pruner_ros.evaluation.across_training_seeds import training_seed_table
 from safe_pruner_ros.evaluation.baselines import Baseline
 from safe_pruner_ros.evaluation.configurations import Show, differing
+from safe_pruner_ros.evaluation.markdown import table
 from safe_pruner_ros.evaluation.results import Record
 from safe_pruner_ros.evaluation.statistics import holm
 from safe_pruner_ros.evaluation.summary import (
@@ -18,7 +20,6 @@ from safe_pruner_ros.evaluation.summary import (
 
 Column = tuple[str, Callable[[CellSummary], str]]
 HINT = 'write METHOD@RATIO to compare all rows with one of its cells'
-LEFT = ('task', 'method', 'run')
 WEIGHTED = 'step ms weighted p50'
 TO_UNPRUNED = 'step / unpruned'
 
@@ -77,17 +78,12 @@ def comparison_table(cells: Sequence[CellSummary]) -> str:
     return _rows(columns, compared)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; names to the left, all else to the right."""
-    rules = ['---' if name in LEFT else '---:' for name in head]
-    return ''.join('| ' + ' | '.join(row) + ' |\n' for row in (head, rules, *rows))
-
-
 def markdown_summary(episodes: Sequence[Record], baselines: Sequence[str]) -> str:
-    """The table of all cells against the first baseline, then a comparison with each other one,
-    or a line that says why there is none."""
+    """The table of all cells against the first baseline, what it is over training seeds, then a
+    comparison with each other baseline, or a line that says why there is none."""
     cells = summarise(episodes, baselines[0])
     text = _caption(cells, baselines[0]) + markdown_table(cells) + _latency_note(cells)
+    text += training_seed_table(cells)
     text += _provenance(cells)
     for baseline in baselines[1:]:
         text += '\n' + _comparison(summarise(episodes, baseline), baseline)

@@ -41,12 +41,12 @@ from safe_pruner_ros.evaluation.analysis.subtasks import (
 )
 from safe_pruner_ros.evaluation.closed_loop import read_results
 from safe_pruner_ros.evaluation.execution import on_backend
+from safe_pruner_ros.evaluation.markdown import table
 from safe_pruner_ros.evaluation.methods import parse_settings
 from safe_pruner_ros.evaluation.plan import build_cells, choose_seeds
 from safe_pruner_ros.evaluation.policy_source import PolicySource
 from safe_pruner_ros.evaluation.provenance import run_facts
 from safe_pruner_ros.evaluation.results import to_json
-from safe_pruner_ros.evaluation.tables import table
 from safe_pruner_ros.runtime.config import PolicyConfig
 from safe_pruner_ros.sim.tasks.catalog import get_task
 
