@@ -47,7 +47,9 @@ def test_at_equal_tokens_every_method_is_there() -> None:
         assert all(spec.retention_ratio for spec in specs if spec.method != 'unpruned')
 
 
-@pytest.mark.parametrize('name', sorted(set(plan_names()) - {'baseline_options'}))
+@pytest.mark.parametrize(
+    'name', sorted(set(plan_names()) - {'baseline_options', 'settings_over_seeds'})
+)
 def test_safe_pruner_is_compared_as_it_was_tuned(name: str) -> None:
     as_tuned = CONFIGURED['safe_pruner']
     if name == 'sweeps':  # begins where earlier weights had left it
@@ -66,7 +68,7 @@ def test_an_alias_in_a_list_of_methods_stands_for_its_entries(tmp_path: Path) ->
 
 
 def test_choices_are_made_on_validation_scenes() -> None:
-    for name in ('sweeps', 'baseline_options'):
+    for name in ('sweeps', 'baseline_options', 'settings_over_seeds'):
         assert {run.split for run in load_named_plan(name, SPLITS)} == {'validation'}
 
 
