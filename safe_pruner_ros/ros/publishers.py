@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
@@ -102,12 +103,13 @@ class CommandPublishers:
         """Resolved topic -> other nodes that publish on it; empty when we are alone."""
         own = full_name(self._node.get_namespace(), self._node.get_name())
         found: dict[str, list[str]] = {}
-        for _, publisher in self._sinks:
-            others = publishers_of(self._node, publisher.topic_name)
-            if own in others:
-                others.remove(own)  # one: a second one of the same name is a rival
+        made = Counter(publisher.topic_name for _, publisher in self._sinks)
+        for topic, n_own in made.items():
+            others = publishers_of(self._node, topic)
+            for _ in range(min(n_own, others.count(own))):
+                others.remove(own)  # as many as we made: one more of the same name is a rival
             if others:
-                found[publisher.topic_name] = others
+                found[topic] = others
         return found
 
 

@@ -265,9 +265,11 @@ class Session:
         if changes:
             # Only these: audit or latency budget may have moved the ratio from what is configured.
             settings = effective_settings(wanted)  # a value set back is the method's own
-            startup.update_pruner(self.policy, {n: settings[n] for n in changes if n in settings})
-            if 'retention_ratio' in changes:
-                self.loop.retention.set_base(wanted.retention_ratio)
+            settings = {name: settings[name] for name in changes if name in settings}
+            with self.loop.retention.lock:
+                startup.update_pruner(self.policy, settings)
+                if 'retention_ratio' in changes:
+                    self.loop.retention.set_base(wanted.retention_ratio)
             self.config = replace(self.config, pruner=replace(current, **changes))
 
     def facts(self, lifecycle: str) -> NodeFacts:

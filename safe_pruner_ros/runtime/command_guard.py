@@ -19,6 +19,7 @@ import numpy.typing as npt
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import GuardConfig, RobotConfig
 from safe_pruner_ros.runtime.config_robot import MAX_STEP_RATE_HZ
+from safe_pruner_ros.runtime.joint_samples import JointSamples
 from safe_pruner_ros.runtime.oscillation import OscillationDetector
 from safe_pruner_ros.runtime.stamps import CLOCK_JUMP_NS, NS_PER_S, seconds
 from safe_pruner_ros.runtime.tracking import Tracking, rounded
@@ -125,20 +126,27 @@ class CommandGuard:
         state: ArmState | None,
         now_ns: int,
         reasons: Sequence[Reason] = (),
-        doubted: ArmState | None = None,
+        seen: JointSamples | None = None,
+        doubted: JointSamples | None = None,
         heading: FloatArray | None = None,
     ) -> GuardVerdict:
         """One control tick. Non-empty ``reasons`` (stale camera, paused, ...) hold the arms.
 
         ``command`` None holds too; ``state`` is the newest measured pose in layout order.
-        ``doubted``: a pose that is not believed yet. Nothing starts from it, but a command far
-        from it is not repeated either. ``heading`` [n], layout order: the action that ``command``
-        is on its way to. A start is judged by it, too: the way begins at the measured pose.
+        ``seen``: the same joint by joint, for those whose own source speaks; None: as ``state``.
+        Whether an arm follows is told by it: the other one's driver may be dead.
+        ``doubted``: joints that are not believed yet. Nothing starts from them, but a command far
+        from them is not repeated either. ``heading`` [n], layout order: the action that
+        ``command`` is on its way to. A start is judged by it, too: the way begins at the measured
+        pose.
         """
+        if seen is None and state is not None:
+            seen = JointSamples.of_state(state)
         with self._lock:
             if self._is_old(now_ns) or self._tracking.is_lost(self._last, doubted, now_ns):
                 self.forget()
-            verdict = self._judge(command, state, now_ns, tuple(reasons), heading)
+            verdict = self._judge(command, state, seen, now_ns, tuple(reasons), heading)
+            self._note_grip(verdict, seen, now_ns)
             self._counts.update([verdict.action, *(code.value for code in verdict.codes)])
         return verdict
 
@@ -148,6 +156,7 @@ class CommandGuard:
         self,
         command: JointCommand | None,
         state: ArmState | None,
+        seen: JointSamples | None,
         now_ns: int,
         reasons: tuple[Reason, ...],
         heading: FloatArray | None,
@@ -156,7 +165,7 @@ class CommandGuard:
             self._fault = next((r for r in reasons if r.code in FAULT_CODES), None)
         if self._fault is not None:
             return self._faulted(reasons)
-        if lost := self._tracking.problem(self._last, state, now_ns):
+        if lost := self._tracking.problem(self._last, seen, now_ns):
             # Going on, or even holding, would throw the arm back once it is free again.
             self.forget()
             if fault := self._tracking.note_loss(lost, now_ns):
@@ -212,9 +221,21 @@ class CommandGuard:
             )
             return self._faulted((self._fault,))
         self._last, self._last_ns, self._hold_since_ns = sent, now_ns, None
-        self._grip = sent, measured
         command = JointCommand(sent, self._names, now_ns)
         return GuardVerdict('clamp' if reasons else 'pass', reasons, command)
+
+    def _note_grip(self, verdict: GuardVerdict, seen: JointSamples | None, now_ns: int) -> None:
+        """Where the grippers stand under what is sent. In a hold as well: fingers that were still
+        closing when it began stop later, on what they then hold."""
+        if verdict.command is None or seen is None:
+            return
+        sent = verdict.command.positions
+        measured = seen.fresh(now_ns, self._config.max_state_age_s)
+        if measured.shape != sent.shape:
+            return
+        before = self._grip or (sent, np.full(sent.shape, np.nan))
+        known = np.isfinite(measured)
+        self._grip = np.where(known, sent, before[0]), np.where(known, measured, before[1])
 
     def _hold(self, reasons: tuple[Reason, ...], now_ns: int) -> GuardVerdict:
         if self._hold_since_ns is None:

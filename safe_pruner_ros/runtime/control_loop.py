@@ -204,9 +204,15 @@ class ControlLoop:
         command = None if reasons else self.actions.command(now_ns)
         if not reasons and command is None and self.actions.gap is not None:
             reasons = (self.actions.gap,)
-        doubted = self.buffer.doubted_state()
-        heading = self.actions.heading(now_ns)
-        verdict = self.guard.check(command, self.buffer.state(), now_ns, reasons, doubted, heading)
+        verdict = self.guard.check(
+            command,
+            self.buffer.state(),
+            now_ns,
+            reasons,
+            self.buffer.believed_joints(),
+            self.buffer.doubted_joints(),
+            self.actions.heading(now_ns),
+        )
         # What was planned for arms that did not follow is void as well, once a loss.
         is_lost = Code.TRACKING_LOST in verdict.codes
         if is_lost and not self._is_lost:
@@ -281,10 +287,11 @@ class ControlLoop:
     def reset(self) -> None:
         """Start of an episode, and the way out of FAULT. Earlier images and joints are dropped."""
         with self._between_ticks:
-            self.worker.reset()
             self.buffer.clear()
             self.guard.reset()
             self.actions.reset()
+            # Last: a step that began on what is cleared here must not use the policy's reset up.
+            self.worker.reset()
 
     def pause(self) -> None:
         """Hold the arms and compute nothing."""

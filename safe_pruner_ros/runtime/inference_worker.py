@@ -151,6 +151,8 @@ class InferenceWorker:
         self.void()
 
     def resume(self) -> None:
+        if self._paused:
+            self.void()  # a step may have begun in the moment of the pause
         self._paused = False
         self._wake.set()
 
@@ -198,7 +200,7 @@ class InferenceWorker:
             self._wake.clear()
             try:
                 self.run_once()
-            except Exception:  # ours, not the policy's; go on rather than die silently
+            except (Exception, SystemExit):  # not of a policy step; go on rather than die silently
                 _log.exception('inference worker')
 
     def run_once(self) -> StepReport | None:
@@ -225,7 +227,8 @@ class InferenceWorker:
     def _adapt_retention(self, report: StepReport, trace: PruningTrace) -> None:
         if self._retention is not None:
             total_ms = report.latency_ms['total']
-            self._set_retention(self._retention.note_step(total_ms, trace.is_key_timestep))
+            with self._retention.lock:
+                self._set_retention(self._retention.note_step(total_ms, trace.is_key_timestep))
 
     def _set_retention(self, ratio: float | None) -> None:
         if ratio is not None:
@@ -244,14 +247,15 @@ class InferenceWorker:
         self._busy_since_ns = self._steady()
         try:
             done = audit.run(self._policy, report, chunk, slack_ms)
-        except Exception as error:  # the arms do not depend on it
+        except (Exception, SystemExit) as error:  # the arms do not depend on it
             _log.exception('audit of policy step %d', report.step)
             audit.note_failure(f'{type(error).__name__}: {error}')
             return
         finally:
             self._busy_since_ns = None
         if self._retention is not None:
-            self._set_retention(self._retention.note_audit(done.deviation.arms_rad))
+            with self._retention.lock:
+                self._set_retention(self._retention.note_audit(done.deviation.arms_rad))
         try:
             self._on_audit(done)
         except Exception:
@@ -343,7 +347,7 @@ class InferenceWorker:
         except PolicyOutputError as error:
             reason = Reason(Code.POLICY_OUTPUT, f'{error}; nothing of it is used')
             return _Failure(reason, traceback.format_exc())
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a checkpoint's code may parse arguments
             text = f'{type(error).__name__}: {error}; the traceback is in the log'
             return _Failure(Reason(Code.POLICY_ERROR, text), traceback.format_exc())
 

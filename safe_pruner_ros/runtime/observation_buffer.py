@@ -20,6 +20,7 @@ import numpy as np
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import BufferConfig, RobotConfig
 from safe_pruner_ros.runtime.instruction_text import clean_instruction
+from safe_pruner_ros.runtime.joint_samples import JointSamples
 from safe_pruner_ros.runtime.source_statistics import SourceStatistics
 from safe_pruner_ros.runtime.stamps import CLOCK_JUMP_NS, seconds
 from safe_pruner_ros.runtime.state_history import StateHistory, StoredState
@@ -177,15 +178,17 @@ class ObservationBuffer:
                 self._latest = self._merged(present)
             return self._latest
 
-    def doubted_state(self) -> ArmState | None:
-        """As `state` while some source is not believed (`STATE_RECOVERING`), with what that one
-        says; None: all are believed, or one says nothing. Not to start from, only to stop for."""
+    def believed_joints(self) -> JointSamples:
+        """The latest joints of every source that is believed, whatever the others say."""
         with self._lock:
-            if all(state.newest for state in self._states.values()):
-                return None
-            seen = [state.newest or state.last_seen for state in self._states.values()]
-            present = [stored for stored in seen if stored is not None]
-            return self._merged(present) if len(present) == len(seen) else None
+            return self._samples([state.newest for state in self._states.values()])
+
+    def doubted_joints(self) -> JointSamples:
+        """What the sources say that are not believed now (`STATE_RECOVERING`). Not to start from,
+        only to stop for."""
+        with self._lock:
+            states = self._states.values()
+            return self._samples([None if s.newest else s.last_seen for s in states])
 
     @property
     def instruction(self) -> str:
@@ -234,6 +237,11 @@ class ObservationBuffer:
         values = {joint: value for sample in samples for joint, value in sample.values.items()}
         oldest_ns = min(s.stamp_ns for s in samples)
         return ArmState(self._layout.ordered(values), self._names, oldest_ns)
+
+    def _samples(self, stored: Sequence[StoredState | None]) -> JointSamples:
+        return JointSamples.merged(
+            self._names, [(sample.values, sample.stamp_ns) for sample in stored if sample]
+        )
 
     def _reasons(self, now_ns: int) -> tuple[Reason, ...]:
         if now_ns <= 0:

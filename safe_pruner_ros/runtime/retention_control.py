@@ -12,6 +12,7 @@ key timesteps that exceed it are named instead of being answered with ever fewer
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from dataclasses import dataclass
 
@@ -34,11 +35,14 @@ class RetentionState:
 
 
 class RetentionController:
-    """Fed by the worker thread after every policy step and every audit; readable from others."""
+    """Fed by the worker thread after every policy step and every audit; readable from others.
+    ``lock``: to be held from a change here until the policy has it, by whoever makes one, or the
+    ratio that is reported may be another than the one in force."""
 
     def __init__(
         self, config: RetentionConfig, audit: AuditConfig, retention_ratio: float
     ) -> None:
+        self.lock = threading.Lock()
         self._config, self._audit = config, audit
         self._pruned: deque[float] = deque(maxlen=config.window_steps)
         self._full: deque[float] = deque(maxlen=config.window_steps)

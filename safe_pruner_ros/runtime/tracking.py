@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from safe_pruner_ros.runtime.codes import Code, Reason
 from safe_pruner_ros.runtime.config import GuardConfig, RobotConfig
+from safe_pruner_ros.runtime.joint_samples import JointSamples
 from safe_pruner_ros.runtime.stamps import NS_PER_S, seconds
-from safe_pruner_ros.types import ArmState, FloatArray
+from safe_pruner_ros.types import FloatArray
 
 # An arm joint that moved less than this stands still: above an encoder's noise, far below what a
 # slow arm travels within `stall_s`.
@@ -38,18 +39,18 @@ class Tracking:
         self._losses_ns: deque[int] = deque()
         self._still: tuple[FloatArray, npt.NDArray[np.int64]] | None = None
 
-    def is_lost(self, sent: FloatArray | None, state: ArmState | None, now_ns: int) -> bool:
-        """Whether an arm joint of ``state`` is too far from what was ``sent``; not so where one of
-        the two is missing, or the state is old."""
-        return bool(self._far(self._error(sent, state, now_ns)).any())
+    def is_lost(self, sent: FloatArray | None, seen: JointSamples | None, now_ns: int) -> bool:
+        """Whether an arm joint was ``seen`` too far from what was ``sent``; not so where one of
+        the two is missing, or the joint was not seen lately."""
+        return bool(self._far(self._error(sent, seen, now_ns)).any())
 
     def problem(
-        self, sent: FloatArray | None, state: ArmState | None, now_ns: int
+        self, sent: FloatArray | None, seen: JointSamples | None, now_ns: int
     ) -> Reason | None:
         """`is_lost` in words, or which joints have stalled. Once a control tick."""
-        config, error = self._config, self._error(sent, state, now_ns)
+        config, error = self._config, self._error(sent, seen, now_ns)
         far = self._far(error)
-        stalled = self._stalled(error, state, now_ns)
+        stalled = self._stalled(error, seen, now_ns)
         if far.any():
             lost, text = far, f'(limit {config.max_tracking_error_rad})'
         elif stalled.any():
@@ -91,33 +92,35 @@ class Tracking:
                 return self._lost
         return None
 
-    def _error(self, sent: FloatArray | None, state: ArmState | None, now_ns: int) -> FloatArray:
-        """Of the arm joints [rad]; 0 where it is unknown."""
+    def _error(
+        self, sent: FloatArray | None, seen: JointSamples | None, now_ns: int
+    ) -> FloatArray:
+        """Of the arm joints [rad]; 0 where it is unknown, each joint by itself."""
         if (
             not self._is_followed
             or sent is None
-            or state is None
-            or state.positions.shape != sent.shape
-            or seconds(now_ns - state.stamp_ns) > self._config.max_state_age_s
+            or seen is None
+            or seen.positions.shape != sent.shape
         ):
             return np.zeros(len(self._names))
-        return np.where(self._gripper, 0.0, np.abs(state.positions - sent))
+        error = np.abs(seen.fresh(now_ns, self._config.max_state_age_s) - sent)
+        return np.where(np.isfinite(error) & ~self._gripper, error, 0.0)
 
     def _far(self, error: FloatArray) -> npt.NDArray[np.bool_]:
         return error > self._config.max_tracking_error_rad
 
     def _stalled(
-        self, error: FloatArray, state: ArmState | None, now_ns: int
+        self, error: FloatArray, seen: JointSamples | None, now_ns: int
     ) -> npt.NDArray[np.bool_]:
         """Joints that have been ``error`` away and have not moved, both for ``stall_s``."""
-        if state is None or state.positions.shape != error.shape:
+        if seen is None or seen.positions.shape != error.shape:
             self._still = None
             return np.zeros(error.shape, dtype=bool)
-        measured = state.positions
+        measured = seen.positions
         if self._still is None:
             self._still = measured, np.full(error.shape, now_ns, dtype=np.int64)
         pose, since_ns = self._still
-        moves = np.abs(measured - pose) > STILL_RAD
+        moves = ~(np.abs(measured - pose) <= STILL_RAD)  # also: seen for the first time
         fresh = (error <= self._config.max_stall_error_rad) | moves | (since_ns > now_ns)
         pose, since_ns = np.where(fresh, measured, pose), np.where(fresh, now_ns, since_ns)
         self._still = pose, since_ns

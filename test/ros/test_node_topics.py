@@ -113,6 +113,25 @@ def test_a_second_commander_is_refused(bench, capfd) -> None:
     robot.wait_state('RUN')
 
 
+def test_two_sinks_of_one_topic_are_no_rivals_of_each_other(bench) -> None:
+    """A controller of both arms; a third publisher, of whatever name, is one."""
+    from trajectory_msgs.msg import JointTrajectory
+
+    shared = bench.yaml.replace(
+        'topic: /arm_right/command\n      adapter: float64_multiarray',
+        'topic: /arm_left/command',
+    )
+    assert shared.count('/arm_left/command') == 2
+    bench.start(shared)
+    robot = bench.robot
+    assert robot.configure() and robot.activate()
+    rival = robot.node.create_publisher(JointTrajectory, '/arm_left/command', 1)
+    try:
+        robot.wait_state('HOLD', 'COMMAND_RIVAL', '/robot', '/arm_left/command')
+    finally:
+        robot.node.destroy_publisher(rival)
+
+
 def test_a_rival_silences_the_node_until_resume(bench) -> None:
     """Not even a hold: two streams of positions would tear at the arm. And whoever took over does
     not expect the arms to move when it ends, or crashes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from helpers.control_bench import GOAL, TICK_MS, reach
 
 from safe_pruner_ros.runtime.codes import Code, Reason
-from safe_pruner_ros.runtime.config import ActionConfig, ConfigError, GuardConfig
+from safe_pruner_ros.runtime.config import ActionConfig, AuditConfig, ConfigError, GuardConfig
 from safe_pruner_ros.runtime.control_loop import ControlLoop
 
 
@@ -289,3 +290,58 @@ def test_a_policy_that_starts_elsewhere_is_refused_however_slow_its_steps(
     bench.policy.script = lambda obs: np.tile(near, (4, 1))
     bench.run(1000)
     assert bench.commands
+
+
+def test_a_step_that_begins_while_reset_clears_does_not_use_the_reset_up(kit, make_bench):
+    bench = make_bench(kit.Policy(reach(GOAL)))
+    bench.run(1000)
+    clear, remembered = bench.loop.buffer.clear, []
+    bench.policy.reset = remembered.clear
+    predict = bench.policy.predict
+
+    def remember(observation):
+        remembered.append(observation.stamp_ns)
+        return predict(observation)
+
+    bench.policy.predict = remember
+
+    def preempted():
+        bench.loop.worker.run_once()  # the worker thread comes in between
+        clear()
+
+    before_ns = bench.clock.ns
+    bench.loop.buffer.clear = preempted
+    bench.loop.reset()
+    bench.loop.buffer.clear = clear
+    bench.run(1000)
+    assert remembered and min(remembered) > before_ns
+
+
+def test_the_users_ratio_is_in_force_where_it_is_reported(kit, make_bench):
+    """Set in the moment in which an audit asks for another one."""
+    audit = AuditConfig(every_steps=1, first_ms=1.0, max_deviation_rad=0.01)
+    policy = kit.Policy(reach(GOAL))
+    policy.unpruned = lambda observation: reach(GOAL)(observation) + 0.1
+    bench = make_bench(policy, kit.config(audit=audit))
+    loop, in_force, users = bench.loop, [], []
+    policy.update_pruner = lambda **changes: in_force.append(changes['retention_ratio'])
+    note_audit = loop.retention.note_audit
+
+    def set_by_the_user():  # as Session.apply_live
+        with loop.retention.lock:
+            policy.update_pruner(retention_ratio=0.9)
+            loop.retention.set_base(0.9)
+
+    def preempted(deviation_rad):
+        ratio = note_audit(deviation_rad)
+        if ratio is not None and not users:
+            users.append(threading.Thread(target=set_by_the_user))
+            users[0].start()
+            users[0].join(0.2)
+        return ratio
+
+    loop.retention.note_audit = preempted
+    while not users:
+        bench.run(TICK_MS)
+    users[0].join(5.0)
+    assert in_force[-1] == loop.retention.state.ratio

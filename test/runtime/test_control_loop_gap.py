@@ -181,6 +181,32 @@ def test_a_gripper_that_holds_something_does_not_let_go_at_a_restart(kit, make_b
     assert min(sent[2] for sent in bench.commands[before:]) == pytest.approx(1.0)
 
 
+def test_fingers_that_were_still_closing_at_a_pause_keep_what_they_then_hold(kit, make_bench):
+    """Slow ones: the thing stops them long after the hold began, and the hold runs out."""
+    closed = np.array([0.1, 0.1, 1.0, 0.1, 0.1, 0.1])
+    bench = make_bench(kit.Policy(lambda observation: np.tile(closed, (4, 1))))
+    finger = bench.feed.positions['left_grip']
+
+    def run(ms):
+        nonlocal finger
+        for _ in range(ms // TICK_MS):
+            bench.run(TICK_MS)
+            told = bench.commands[-1][2] if bench.commands else finger
+            finger = min(0.6, finger + float(np.clip(told - finger, -0.1, 0.005)))
+            bench.feed.positions['left_grip'] = finger
+
+    while not (bench.commands and bench.commands[-1][2] > 0.9):
+        run(TICK_MS)
+    assert finger < 0.5
+    bench.loop.pause()
+    run(12_000)
+    assert finger == pytest.approx(0.6) and bench.verdicts[-1].command is None
+    bench.loop.resume()
+    before = len(bench.commands)
+    run(1000)
+    assert min(sent[2] for sent in bench.commands[before:]) > 0.9
+
+
 @pytest.mark.parametrize('event', ['opened', 'deactivated', 'reset', 'others used the robot'])
 def test_a_gripper_does_not_go_back_to_what_it_was_told_for_another_thing(kit, make_bench, event):
     bench = hold_a_thing(kit, make_bench)

@@ -97,6 +97,7 @@ def test_one_bad_action_value_drops_the_chunk_and_holds(kit, make, bad):
     [
         (RuntimeError('CUDA out of memory'), Code.POLICY_ERROR),
         (MemoryError(), Code.POLICY_ERROR),
+        (SystemExit(2), Code.POLICY_ERROR),  # argparse in a checkpoint's code
         (PolicyOutputError('NaN in the action head'), Code.POLICY_OUTPUT),
     ],
 )
@@ -108,7 +109,7 @@ def test_errors_hold_recover_and_fault_after_three(make, kit, error, code):
 
     bench, failing = make(kit.Policy(script)), True
     report = bench.step()
-    assert report.error.code is code and 'Error' in report.traceback
+    assert report.error.code is code and type(error).__name__ in report.traceback
     assert 'Traceback' not in report.error.text
     failing = False
     assert bench.step().succeeded and bench.worker.hold_reasons() == ()
@@ -275,6 +276,24 @@ def test_keyframe_and_pause(make):
     assert bench.step(300) is None
     bench.worker.resume()
     assert bench.step(300).succeeded and bench.policy.keyframes == 1
+
+
+def test_a_step_that_began_in_the_moment_of_the_pause_moves_nothing(make):
+    bench = make()
+    snapshot = bench.buffer.snapshot
+
+    def paused_meanwhile(now_ns):
+        bench.worker.pause()
+        return snapshot(now_ns)
+
+    bench.buffer.snapshot = paused_meanwhile
+    assert bench.step().succeeded
+    bench.worker.resume()
+    assert bench.actions.command(bench.clock.ns) is None
+    bench.buffer.snapshot = snapshot
+    assert bench.step(300).succeeded
+    bench.worker.resume()  # was not paused: what is planned goes on
+    assert bench.actions.command(bench.clock.ns) is not None
 
 
 def test_report_that_raises_does_not_matter(make):
