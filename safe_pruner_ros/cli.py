@@ -98,6 +98,11 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument('--out', type=Path, default=Path('out/demo'), help='where results go')
     parser.add_argument('--task', default='pick_place', help='task of the simulated robot')
     parser.add_argument('--seeds', default='', help='scenes, e.g. 800000:800005; empty: the usual')
+    parser.add_argument(
+        '--policy-file',
+        default='embedded',
+        help='settings of the pruning method: a name in config/policies, or a path',
+    )
     parser.add_argument('--method', default='', help="pruning method; empty: the policy file's")
     parser.add_argument(
         '--retention', type=float, help="share of visual tokens kept; none: the policy file's"

@@ -79,8 +79,8 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument(
         '--dry-run',
         action='store_true',
-        help='only print what would run, and how many episodes '
-        'that is; how long they take depends on this machine',
+        help='only print what would run, and how many episodes that is, after one policy step of '
+        'each cell; how long they take depends on this machine',
     )
     parser.add_argument(
         '--retry-errors',
@@ -130,7 +130,7 @@ def _add_table(commands: Any) -> None:
         '--plots', type=Path, help="folder of the plots; none: the JSON file's folder"
     )
     parser.add_argument(
-        '--out', type=Path, default=Path('docs/results/closed_loop.json'), help='JSON file'
+        '--out', type=Path, default=Path('out/table/closed_loop.json'), help='JSON file'
     )
 
 

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from safe_pruner_ros.core.catalog import METHODS
+from safe_pruner_ros.core.catalog import METHODS, resolved_settings
 from safe_pruner_ros.evaluation.methods import parse_method
 from safe_pruner_ros.evaluation.named_plans import load_named_plan, plan_names
 from safe_pruner_ros.evaluation.plan import build_cells
+from safe_pruner_ros.runtime.config_yaml import load_config
+from safe_pruner_ros.runtime.pruner_settings import stated_settings
 from safe_pruner_ros.sim.tasks.catalog import TASKS
+
+CONFIG = Path(__file__).parents[2] / 'config'
 
 SPLITS = {'validation': range(500_000, 600_000), 'test': range(900_000, 1_000_000)}
 CONFIGURED = {'safe_pruner': {'similarity_threshold': 0.5, 'norm': 'l1', 'quota_scope': 'per_view',
@@ -57,6 +61,14 @@ def test_safe_pruner_is_compared_as_it_was_tuned(name: str) -> None:
         as_tuned = {key: value for key, value in as_tuned.items() if value is not None}
     for run in load_named_plan(name, SPLITS):
         assert run.configured['safe_pruner'] == as_tuned
+
+
+def test_the_policy_file_of_safe_pruner_is_what_the_plans_have() -> None:
+    config = load_config(CONFIG / 'robots/sim.yaml', CONFIG / 'policies/embedded_safe_pruner.yaml')
+    stated = stated_settings(config.pruner, 'safe_pruner')
+    planned = {**CONFIGURED['safe_pruner'], 'retention_ratio': stated['retention_ratio']}
+    stated['keyframe_interval'] = stated['keyframe_interval'] or None  # YAML says 0 for none
+    assert resolved_settings('safe_pruner', stated) == resolved_settings('safe_pruner', planned)
 
 
 def test_an_alias_in_a_list_of_methods_stands_for_its_entries(tmp_path: Path) -> None:

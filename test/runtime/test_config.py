@@ -232,7 +232,8 @@ def test_shipped_policy_files_fit_the_shipped_robots(path):
     for name in ('aloha',) if path.stem.endswith('_aloha') else ('sim', 'astribot_s1'):
         config = load_config(POLICY_FILES.parent / 'robots' / f'{name}.yaml', path)
         deployment = config.policy.deployment
-        assert path.stem in (config.policy.name, f'{config.policy.name}_{name}')
+        of_a_kind = {name, config.pruner.method}
+        assert path.stem in {config.policy.name, *(f'{config.policy.name}_{k}' for k in of_a_kind)}
         if config.policy.name != 'embedded':
             joints = [action.joint for action in deployment.actions]
             c.check_names_fit(config.policy.name, joints, deployment.views, config.robot)

@@ -35,7 +35,7 @@ def test_shipped_policies_execute_what_is_young_enough_to_be_sent(path):
     deployment = config.policy.deployment
     horizon = deployment.execution_horizon or deployment.chunk_size or 1  # OpenVLA has one action
     period_s = deployment.period_s
-    if path.stem == 'embedded':
+    if config.policy.name == 'embedded':
         spec = build_policy('embedded', 'unpruned', {}).spec
         horizon, period_s = spec.execution_horizon, spec.period_s
     check_action_age(path.stem, horizon, period_s, config.runtime.actions)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+from safe_pruner_ros.core.catalog import METHODS
 from safe_pruner_ros.core.selection import n_retained
 from safe_pruner_ros.evaluation.flops.gpus import BYTES_PER_WEIGHT, Gpu
 from safe_pruner_ros.evaluation.flops.paper import paper_percent, paper_t
-from safe_pruner_ros.evaluation.flops.scoring import METHODS, check_counted, has_keyframes
+from safe_pruner_ros.evaluation.flops.scoring import check_counted, has_keyframes
 from safe_pruner_ros.evaluation.flops.shapes import MODELS, Model
 from safe_pruner_ros.evaluation.flops.step import (
     STAGES,

@@ -85,7 +85,10 @@ REUSING = frozenset({'vla_cache'})
 
 def check_counted(method: str) -> None:
     if method not in _METHODS:
-        raise ValueError(f'no count for the method {method!r}; choose from {METHODS}')
+        raise ValueError(
+            f'no count for the method {method!r}, which evaluation/flops/scoring.py lacks; choose '
+            f'from {list(METHODS)}'
+        )
 
 
 def has_keyframes(method: str) -> bool:

@@ -60,7 +60,14 @@ def main(arguments: argparse.Namespace) -> int:
     """0 when at least 80 % of the episodes were solved, else 1. ValueError for wrong requests."""
     seeds = parse_seeds(arguments.seeds) if arguments.seeds else DEMO_SEEDS
     get_task(arguments.task)  # refuses unknown names
-    config = load_config(config_file('robots', 'sim'), config_file('policies', 'embedded'))
+    policy_file = config_file('policies', arguments.policy_file).resolve()
+    config = load_config(config_file('robots', 'sim'), policy_file)
+    if config.policy.name != 'embedded':
+        raise ValueError(
+            f'{policy_file} is of policy {config.policy.name!r}; the demo has the embedded one, '
+            'which is what the simulated robot was trained for'
+        )
+    arguments.policy_file = str(policy_file)
     robot = config.robot
     arguments.method = arguments.method or config.pruner.method
     if arguments.retention is None:
@@ -299,6 +306,7 @@ def _node_parameters(arguments: argparse.Namespace) -> dict[str, object]:
         'autostart': True,
         'use_sim_time': True,
         'activation_timeout_s': 30.0,
+        'policy_file': arguments.policy_file,
         'pruner.method': arguments.method,
         **{f'pruner.{name}': float(value) for name, value in _ratio(arguments).items()},
     }
