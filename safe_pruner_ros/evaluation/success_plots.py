@@ -50,10 +50,14 @@ def draw_rates(cells: Sequence[CellSummary]) -> Figure | None:
     rows = sorted(groups, key=lambda row: (-row[0], -np.mean(_rates(groups[row])), row[1]))
     looks = _looks(cells, name)
     tasks = _tasks(cells)
+    height = 1.3 + 0.25 * len(rows)  # inches
     figure, axes = plt.subplots(
-        1, len(tasks), figsize=(2.6 + 3.4 * len(tasks), 1.1 + 0.25 * len(rows)),
-        sharex=True, sharey=True, squeeze=False,
-    )  # fmt: skip
+        1, len(tasks), figsize=(3.4 * len(tasks), height), sharex=True, sharey=True, squeeze=False
+    )
+    # Names of variants are as long as they like: they widen the picture, not narrow the panels.
+    figure.subplots_adjust(
+        left=0.02, right=0.98, top=1 - 0.7 / height, bottom=0.5 / height, wspace=0.06
+    )
     for axis, task in zip(axes[0], tasks, strict=True):
         for place, row in enumerate(rows):
             for cell in groups[row]:
@@ -70,9 +74,8 @@ def draw_rates(cells: Sequence[CellSummary]) -> Figure | None:
     axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
     figure.suptitle(
         'success with 95 % Wilson intervals; at the right the mean number of visual tokens',
-        fontsize=9,
-    )
-    figure.tight_layout()
+        fontsize=9, y=1 - 0.1 / height, va='top', ha='right', x=0.98,
+    )  # fmt: skip
     return figure
 
 

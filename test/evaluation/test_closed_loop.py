@@ -259,6 +259,16 @@ def test_rates_are_sorted_and_methods_keep_their_colour() -> None:
     assert len(set(METHOD_COLOURS.values())) == min(len(METHOD_COLOURS), 1 + len(COLOURS))
 
 
+def test_long_names_leave_the_panels_as_wide_as_they_were() -> None:
+    def panel(variant: str) -> float:
+        figure = draw_rates(summarise([episode(variant, seed, True) for seed in range(3)]))
+        assert figure is not None
+        figure.draw_without_rendering()
+        return float(figure.axes[0].get_window_extent().width)
+
+    assert panel('fastv:' + ','.join(f'setting_{k}=0.123' for k in range(9))) == panel('fastv')
+
+
 def test_more_methods_than_colours() -> None:
     names = ['unpruned', *(f'method{k}' for k in range(len(COLOURS) + 1))]
     colours = method_colours(names)
